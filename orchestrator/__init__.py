@@ -1,0 +1,1 @@
+"""The user's own computer: plans, rents, ships, watches, fetches, ends."""

@@ -1,0 +1,1 @@
+"""GPU clouds behind one contract."""

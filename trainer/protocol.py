@@ -1,0 +1,276 @@
+"""What the two sides say to each other: a session of jobs goes out, events and a status come back.
+
+Imported on the laptop, where there is no torch, and on the rented machine, where there is nothing of
+lorry but this package. Needs pydantic and the standard library only. Knows nothing of SSH or money.
+
+The session's folder on the training machine, all names relative to it:
+
+    session.json                  `Session`: the queue
+    status.json                   `Status`: replaced atomically, about once a second
+    events.jsonl                  `Event` lines, append-only; the client reads on from an offset
+    stop                          its existence asks for a checkpoint and an orderly end
+    jobs/<name>/job.json          `JobSpec`
+    jobs/<name>/out/...           what `Committed` events list, and nothing else, comes home
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+PROTOCOL_VERSION = 1
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""Names become file names on three systems: letters, digits, dot, dash and underscore only."""
+
+FAMILIES = ("sd15",)
+"""Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
+
+OPTIMIZERS = ("AdamW", "AdamW8bit")
+LR_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts")
+
+MAX_EVENT_BYTES = 64 * 1024
+"""A line longer than this is not an event of ours; the reader drops it instead of growing."""
+
+
+class Message(BaseModel):
+    """Strict and frozen: an unknown key is a mistake of ours or a lie of the other side."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainingOptions(Message):
+    """The keys of `[[lora]]` that say how to train; every family knows them.
+
+    Field descriptions are the user's documentation: the reference page is generated from them.
+    """
+
+    trigger: str | None = Field(None, description="Word that calls the concept up; put in front of captions that lack it.")
+    steps: int | None = Field(None, ge=1, le=1_000_000, description="Optimizer steps. Give this or `epochs`; 1500 when neither is given.")
+    epochs: int | None = Field(None, ge=1, le=100_000, description="Passes over the dataset, repeats counted, instead of `steps`.")
+    batch_size: int = Field(1, ge=1, le=1024, description="Pictures in one forward pass.")
+    gradient_accumulation: int = Field(1, ge=1, le=1024, description="Forward passes added up before one optimizer step.")
+    resolution: int = Field(512, ge=32, le=4096, description="Side in pixels of the square whose area every bucket keeps to.")
+    min_bucket: int = Field(256, ge=8, le=8192, description="Shortest bucket side in pixels.")
+    max_bucket: int = Field(1024, ge=8, le=8192, description="Longest bucket side in pixels.")
+    bucket_step: int = Field(64, ge=8, le=512, description="Bucket sides are multiples of this, in pixels.")
+    bucket_no_upscale: bool = Field(False, description="Never enlarge a picture: small ones get smaller buckets.")
+    flip: bool = Field(False, description="Also train on mirrored pictures (not for faces and text).")
+    shuffle_caption: bool = Field(False, description="Shuffle the comma-separated tags of a caption at every use.")
+    keep_tokens: int = Field(0, ge=0, description="Tags at the caption's start that `shuffle_caption` leaves in place.")
+    caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
+    alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
+    learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
+    unet_lr: float | None = Field(None, ge=0, description="Learning rate of the UNet; 0 leaves it untrained.")
+    text_encoder_lr: float | None = Field(None, ge=0, description="Learning rate of the text encoder; untrained when not given or 0.")
+    optimizer: Literal["AdamW", "AdamW8bit"] = Field("AdamW8bit", description="Optimizer. AdamW8bit keeps its states in 8 bits.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
+    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts"] = Field("constant", description="Shape of the learning rate over the run.")
+    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+    lr_restarts: int = Field(3, ge=1, le=100, description="Cycles of `cosine_with_restarts`.")
+    min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); off when not given.")
+    noise_offset: float = Field(0.0, ge=0, le=1, description="Adds a constant shift to the noise of each channel; helps very dark and bright pictures.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="Precision of the frozen model and of the arithmetic; the adapter's own weights stay fp32.")
+    save_precision: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Precision of the adapter file.")
+    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them: less VRAM, about a third slower.")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="Two runs with one seed on one machine give the same adapter.")
+    save_every_steps: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many steps.")
+    save_every_epochs: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many epochs.")
+    sample_every_steps: int | None = Field(None, ge=1, description="Draw `sample_prompts` every so many steps.")
+    sample_prompts: tuple[str, ...] = Field((), description="Prompts to draw while training, with kohya's flags: `--n NEGATIVE --w 512 --h 512 --d SEED --l CFG --s STEPS`.")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainingOptions:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give `steps` or `epochs`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _buckets_hold_the_resolution(self) -> TrainingOptions:
+        if not self.min_bucket <= self.resolution <= self.max_bucket:
+            raise ValueError(f"resolution {self.resolution} must lie between min_bucket {self.min_bucket} and max_bucket {self.max_bucket}")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's product is multiplied by: alpha / rank."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+
+class JobSpec(TrainingOptions):
+    """One LoRA to train, complete: the trainer reads nothing else. Paths are relative to the session's folder."""
+
+    version: Literal[1] = 1
+    name: str = Field(pattern=NAME_PATTERN)
+    family: str
+    base: str = Field(description="Diffusers folder, single `.safetensors` checkpoint or hub id.")
+    base_revision: str | None = None
+    dataset: str
+    output: str
+    comment: str = ""
+    """Goes into the adapter's metadata."""
+
+
+class Session(Message):
+    """The queue of one machine."""
+
+    version: Literal[1] = 1
+    run: str = Field(pattern=NAME_PATTERN)
+    jobs: tuple[str, ...] = Field(min_length=1)
+    """Names of the jobs in order; each one's spec is `jobs/<name>/job.json`."""
+    lifetime_s: float = Field(gt=0)
+    """Seconds after the supervisor's first start at which training stops with a checkpoint. Relative,
+    because the clocks of two machines need not agree."""
+
+
+class JobState(Message):
+    """Where one job stands."""
+
+    state: Literal["queued", "running", "done", "stopped", "failed"] = "queued"
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+
+
+class Status(Message):
+    """The supervisor's heartbeat."""
+
+    version: Literal[1] = 1
+    state: Literal["running", "ended"]
+    reason: Literal["", "done", "stopped", "deadline", "failed"] = ""
+    """Why it ended: all jobs done, asked to stop, lifetime over, or some job failed."""
+    beat: int
+    """Counts up while the supervisor lives; a client that sees it stand still knows that it died."""
+    uptime_s: float
+    jobs: dict[str, JobState]
+
+
+class _Event(Message):
+    at_s: float = Field(ge=0)
+    """Seconds since the session's start, by the training machine's monotonic clock."""
+    job: str = ""
+    """Empty for events of the session itself."""
+
+
+class Phase(_Event):
+    """A job entered a phase; `detail` is for a person."""
+
+    kind: Literal["phase"] = "phase"
+    phase: Literal["loading", "caching", "training", "sampling", "saving"]
+    detail: str = ""
+
+
+class Started(_Event):
+    """A job knows its data: what will be trained."""
+
+    kind: Literal["started"] = "started"
+    steps: int
+    images: int
+    epochs: int
+    step: int = 0
+    """Above 0 when it resumes from a checkpoint."""
+    device: str = ""
+    trainable: int = 0
+    """Number of trained weights."""
+
+
+class Step(_Event):
+    """One optimizer step, or the mean of several when they are faster than the reporting interval."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    lr: float
+    samples_per_s: float
+    grad_norm: float | None = None
+
+
+class Evaluated(_Event):
+    """Loss on held-out pictures with fixed noise and timesteps, comparable across the run."""
+
+    kind: Literal["evaluated"] = "evaluated"
+    step: int
+    loss: float
+
+
+class Committed(_Event):
+    """A file is complete on the training machine's disk and may be fetched: the manifest, line by line."""
+
+    kind: Literal["committed"] = "committed"
+    path: str = Field(pattern=r"^jobs/[A-Za-z0-9._-]+/out/[A-Za-z0-9._/-]+$", max_length=255)
+    role: Literal["adapter", "checkpoint", "sample"]
+    step: int = Field(ge=0)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    final: bool = False
+    """True for the finished adapter."""
+
+
+class Warned(_Event):
+    """Something a person should know; training goes on."""
+
+    kind: Literal["warned"] = "warned"
+    message: str
+
+
+class Ended(_Event):
+    """A job ended. `code` is an error code of the trainer when it failed."""
+
+    kind: Literal["ended"] = "ended"
+    state: Literal["done", "stopped", "failed"]
+    step: int
+    message: str = ""
+    code: str = ""
+
+
+Event = Annotated[Phase | Started | Step | Evaluated | Committed | Warned | Ended, Field(discriminator="kind")]
+AnyEvent = Phase | Started | Step | Evaluated | Committed | Warned | Ended
+_EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Event)
+
+
+def dump_event(event: AnyEvent) -> bytes:
+    """One line of `events.jsonl`, newline included."""
+    return event.model_dump_json(exclude_defaults=False).encode() + b"\n"
+
+
+class EventReader:
+    """Bytes in, events out. Knows nothing of SSH, files or time.
+
+    The bytes come from a stranger's machine: a line that is too long or no event is counted in
+    `dropped`, and the rest is still read.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+        self.dropped = 0
+
+    def feed(self, data: bytes) -> Iterator[AnyEvent]:
+        """Yield the events that `data` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if self._skipping:
+                self._skipping = False
+            elif event := self._parse(line):
+                yield event
+        if len(self._rest) > MAX_EVENT_BYTES:
+            self._rest, self._skipping = b"", True
+            self.dropped += 1
+
+    def _parse(self, line: bytes) -> AnyEvent | None:
+        if not line.strip():
+            return None
+        if len(line) > MAX_EVENT_BYTES:
+            self.dropped += 1
+            return None
+        try:
+            return _EVENT.validate_json(line)
+        except ValidationError:
+            self.dropped += 1
+            return None
