@@ -1,0 +1,121 @@
+"""The only place that prints. Data goes to stdout, talk to stderr.
+
+Nothing that came from a rented machine reaches a terminal raw: `plain` takes out what a terminal would
+obey. Rich is imported only where something is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .errors import Finding, LorryError, WithFindings, place
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_BIDI = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
+"""Marks that reorder text on a screen: a file name could show as another."""
+
+
+def plain(text: str, *, most: int = 2000) -> str:
+    """`text` without control characters, escape sequences and bidi marks, on one line, at most `most` long."""
+    kept = "".join(" " if c in "\n\t\r" else c for c in text[: 2 * most] if c in "\n\t\r" or (c.isprintable() and c not in _BIDI))
+    return kept if len(kept) <= most else kept[: most - 1] + "…"
+
+
+def out(text: str) -> None:
+    """Data, one line."""
+    _write(sys.stdout, text)
+
+
+def talk(text: str = "") -> None:
+    """Talk, one line."""
+    _write(sys.stderr, text)
+
+
+def json_document(document: Any) -> None:
+    """The one JSON document that a command with `--json` ends with."""
+    out(json.dumps(document, indent=2, default=str))
+
+
+def json_line(event: dict[str, Any]) -> None:
+    """One event, on stderr, for scripts that watch a run."""
+    talk(json.dumps(event, default=str))
+
+
+def error(err: Exception) -> None:
+    """An error as a person reads it: what, where, what to do next."""
+    findings: tuple[Finding, ...] = err.findings if isinstance(err, WithFindings) else ()
+    for finding in findings:
+        _finding(finding)
+    talk(f"error: {plain(str(err))}")
+    hint = getattr(err, "hint", "")
+    if hint:
+        talk(f"hint: {plain(hint)}")
+
+
+def warn(text: str) -> None:
+    """Something a person should know while the work goes on."""
+    talk(f"warning: {plain(text)}")
+
+
+def findings(found: tuple[Finding, ...]) -> None:
+    """Every finding of a check, errors and warnings."""
+    for finding in found:
+        _finding(finding)
+
+
+def _finding(finding: Finding) -> None:
+    where = place(finding.path, finding.line)
+    talk(f"{finding.severity}: {where + ': ' if where else ''}{plain(finding.message)} [{finding.code}]")
+    if finding.excerpt:
+        talk(f"    {plain(finding.excerpt, most=200)}")
+        if finding.column is not None:
+            talk("    " + " " * finding.column + "^")
+    if finding.hint:
+        talk(f"    hint: {plain(finding.hint)}")
+
+
+def error_document(err: Exception) -> dict[str, Any]:
+    """What `--json` prints for an error."""
+    return {
+        "error": getattr(err, "code", LorryError.code),
+        "message": str(err),
+        "hint": getattr(err, "hint", ""),
+        "exit_code": getattr(err, "exit_code", LorryError.exit_code),
+        "findings": [f.as_json() for f in err.findings] if isinstance(err, WithFindings) else [],
+    }
+
+
+def is_terminal() -> bool:
+    """Whether a person sits in front of stderr and can answer on stdin."""
+    return sys.stderr.isatty() and sys.stdin.isatty()
+
+
+def ask(question: str) -> bool:
+    """A yes or no on the terminal; anything but a clear yes is a no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+def rich_console(stream: TextIO | None = None) -> Console:
+    """A rich console on stderr (or `stream`), for tables and live views."""
+    from rich.console import Console
+
+    return Console(file=stream or sys.stderr, highlight=False, emoji=False)
+
+
+def show(renderable: RenderableType, *, data: bool = False) -> None:
+    """Draw a table or a panel; on stdout when it is what the command was asked for."""
+    rich_console(sys.stdout if data else sys.stderr).print(renderable)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text + "\n")
+    stream.flush()
+
+
+__all__ = ["Finding", "ask", "error", "error_document", "findings", "is_terminal", "json_document", "json_line", "out", "plain", "rich_console", "show", "talk", "warn"]
