@@ -1,0 +1,167 @@
+"""Where runs live on this computer: one folder a run, private to the user.
+
+    runs/<run>/ledger.jsonl        what cost money, append-only
+    runs/<run>/config.json         the file as it was understood
+    runs/<run>/plan.json           the offers, ranked
+    runs/<run>/key, known_hosts    this run's own SSH key and the host keys it has seen
+    runs/<run>/ship/               what is sent besides datasets and bases: trainer, session, job specs
+    runs/<run>/staging/            files on their way home; nothing here is a result
+    runs/<run>/events.jsonl        the training machine's events, byte for byte
+    runs/<run>/jobs/<name>/        results: adapters, checkpoints/, samples/
+    runs/<run>/receipt.json, report.html
+    runs/<run>/stop                its existence asks the client that drives the run to stop it
+
+`LORRY_HOME` moves it all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .clock import Clock
+from .errors import UsageError
+from .ledger import Book, Ledger, read_entries, sync_folder
+
+
+class Busy(UsageError):
+    """Another process of lorry drives this run."""
+
+    code = "LRY-BUSY"
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def id(self) -> str:
+        """The run's id, which is the folder's name."""
+        return self.path.name
+
+    def ledger(self, clock: Clock) -> Ledger:
+        """The book, for the process that holds the lock."""
+        return Ledger(self.path / "ledger.jsonl", clock)
+
+    def book(self) -> Book:
+        """The book, for reading."""
+        file = self.path / "ledger.jsonl"
+        return Book(read_entries(file.read_bytes()) if file.exists() else [])
+
+    def job(self, name: str) -> Path:
+        """Where the results of a job are."""
+        return self.path / "jobs" / name
+
+    def write(self, name: str, document: Any) -> Path:
+        """A JSON file of the run, replaced as a whole."""
+        target = self.path / name
+        write_atomically(target, json.dumps(document, indent=2, default=str).encode())
+        return target
+
+    def read(self, name: str) -> Any:
+        """What `write` wrote; None when it is not there."""
+        file = self.path / name
+        return json.loads(file.read_bytes()) if file.exists() else None
+
+    @property
+    def stop_wanted(self) -> bool:
+        """Whether `lorry stop` asked for an orderly end."""
+        return (self.path / "stop").exists()
+
+    def want_stop(self, wanted: bool = True) -> None:
+        """Ask for an orderly end, or take the request back."""
+        if wanted:
+            (self.path / "stop").touch()
+        else:
+            (self.path / "stop").unlink(missing_ok=True)
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """Hold the run's lock: one process at a time acts on a run. Raises `Busy`."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise Busy(f"run {self.id} is being driven by another lorry on this computer", hint=f"watch it: lorry attach {self.id}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether a living process drives the run now."""
+        try:
+            with self.driving():
+                return False
+        except Busy:
+            return True
+
+
+class Home:
+    """The folder of all runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def from_env(cls) -> Home:
+        """`LORRY_HOME`, else the platform's state folder."""
+        if set_by_user := os.environ.get("LORRY_HOME"):
+            return cls(Path(set_by_user).expanduser().absolute())
+        import platformdirs
+
+        return cls(Path(platformdirs.user_state_dir("lorry", appauthor=False)))
+
+    def new_run(self, name: str) -> RunFolder:
+        """A fresh, private folder. Raises `UsageError` where nothing can be written."""
+        folder = self.path / "runs" / f"{name}-{secrets.token_hex(3)}"
+        try:
+            folder.mkdir(parents=True, mode=0o700)
+            sync_folder(folder.parent)
+        except OSError as err:
+            raise UsageError(
+                f"cannot write below {self.path}: {err.strerror}", hint="free some space there, or point LORRY_HOME at another folder"
+            ) from err
+        return RunFolder(folder)
+
+    def runs(self) -> list[RunFolder]:
+        """Every run, oldest first."""
+        folder = self.path / "runs"
+        if not folder.is_dir():
+            return []
+        found = [p for p in folder.iterdir() if (p / "ledger.jsonl").exists()]
+        return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "ledger.jsonl").stat().st_ctime_ns)]
+
+    def run(self, name: str) -> RunFolder:
+        """The run with this id, or the only one whose id begins so. Raises `UsageError`."""
+        runs = {r.id: r for r in self.runs()}
+        if name in runs:
+            return runs[name]
+        alike = [r for id_, r in runs.items() if id_.startswith(name)]
+        if len(alike) == 1:
+            return alike[0]
+        if alike:
+            raise UsageError(f"{name} may mean {', '.join(sorted(r.id for r in alike))}", hint="write more of the id")
+        newest = f"the newest is {list(runs)[-1]}" if runs else "there is none yet"
+        raise UsageError(f"no run is called {name}", hint=f"lorry ps --all lists them; {newest}")
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write beside, fsync, rename: readers see the old file or the new one, never a part."""
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(target)
+    sync_folder(target.parent)

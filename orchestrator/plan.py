@@ -1,0 +1,260 @@
+"""From the work and the offers on the market to what will happen, and what it will cost.
+
+PURE. The estimate here is a simple one and says so wherever it is shown: FLOPs of the family scaled by
+pixels, the share of a card's peak that good trainers reach, a host that needs its time to feed the card,
+and round figures for booting and setting up. Sources of the constants stand beside them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from providers.base import Offer, Requirements
+
+from .budget import GIB, WAY_OUT_S, time_usd, traffic_usd
+from .errors import NoOffer, OverBudget
+from .gpus import gpu
+
+MIB = 1024**2
+
+TFLOP_PER_SAMPLE_512 = 1.72
+"""SD1.5, LoRA training of one 512 px sample without checkpointing, counted by torch's FlopCounterMode."""
+CHECKPOINTING_FACTOR = 1.35
+"""Gradient checkpointing computes the forward pass twice: 2.32 against 1.72 TFLOP."""
+PEAK_SHARE = 0.20
+"""Share of the card's peak that convolution-heavy training reaches; MLPerf-grade SD2 training gets 0.27."""
+HOST_S_PER_STEP = 0.18
+"""What published trainers need per step at batch 1 on any fast card: the host cannot launch kernels faster."""
+UNET_BYTES_SD15 = 1.72e9
+"""Weights of the real UNet in fp16; a smaller base is cheaper in proportion."""
+HUB_BASE_BYTES = 4.3e9
+"""What a machine downloads for an SD1.5 base from a hub."""
+WEIGHTS_GIB, ACTIVATIONS_GIB_512, CHECKPOINTED_GIB_512, CONTEXT_GIB = 1.9, 0.80, 0.15, 0.9
+"""VRAM of SD1.5: bf16 weights with VAE, saved activations a sample at 512 px, the same checkpointed, CUDA and slack."""
+ADAPTER_PARAMS_PER_RANK = 423_936
+"""SD1.5, all linear layers and 1x1 convolutions of the transformer blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One job as the estimate sees it."""
+
+    name: str
+    steps: int
+    images: int
+    batch_size: int
+    gradient_accumulation: int
+    resolution: int
+    rank: int
+    gradient_checkpointing: bool
+    saves: int
+    samples: int
+    dataset_bytes: int
+
+    @property
+    def samples_trained(self) -> int:
+        """Pictures that go through the model."""
+        return self.steps * self.batch_size * self.gradient_accumulation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The whole queue and what has to be there for it."""
+
+    jobs: tuple[Work, ...]
+    upload_bytes: int
+    """Datasets, trainer and bases that lie on this computer."""
+    hub_bytes: float
+    """Bases that the machine fetches by itself."""
+    base_scale: float
+    """Size of the base against real SD1.5: 1 for the real one, less for a toy."""
+    download_bytes: int
+    """Adapters, checkpoints and samples that come home."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """P10, P50 and P90 of one quantity."""
+
+    p10: float
+    p50: float
+    p90: float
+
+    def __add__(self, other: Range) -> Range:
+        """Phases one after the other. Adding P90s overstates the whole a little: the careful side."""
+        return Range(self.p10 + other.p10, self.p50 + other.p50, self.p90 + other.p90)
+
+    def spread(self, low: float, high: float) -> Range:
+        """The same middle with wider ends."""
+        return Range(self.p50 * low, self.p50, self.p50 * high)
+
+
+def certain(value: float) -> Range:
+    """A range that is one value."""
+    return Range(value, value, value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the run would take on one offer."""
+
+    phases: Mapping[str, Range]
+    """Seconds by phase, in order."""
+    usd: Mapping[str, Decimal]
+    """P10, P50 and P90 of the whole bill: every meter, every phase, the way out."""
+    vram_bytes: int
+    """Predicted peak."""
+
+    @property
+    def seconds(self) -> Range:
+        """The whole run."""
+        total = certain(0)
+        for phase in self.phases.values():
+            total += phase
+        return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An offer with what the run would cost on it."""
+
+    offer: Offer
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What will be tried, best first."""
+
+    candidates: tuple[Candidate, ...]
+    cap_usd: Decimal
+    load: Load
+    disk_gib: int
+    seen: int
+    """Offers looked at."""
+    left_out: Mapping[str, int]
+    """Reason -> number of offers that were left out for it."""
+
+    @property
+    def best(self) -> Candidate:
+        """The first to be tried."""
+        return self.candidates[0]
+
+
+def disk_gib(load: Load, wanted: int | None) -> int:
+    """Disk to rent: what is shipped and downloaded, twice what comes home, and the environment."""
+    need = (load.upload_bytes + load.hub_bytes + 2 * load.download_bytes) / GIB + 20
+    return max(wanted or 0, int(need) + 1)
+
+
+def vram_bytes(load: Load) -> int:
+    """Predicted peak of the largest job, in bytes."""
+    return int(max(_vram_gib(work) * max(load.base_scale, 0.02) for work in load.jobs) * GIB)
+
+
+def _vram_gib(work: Work) -> float:
+    pixels = (work.resolution / 512) ** 2
+    saved = CHECKPOINTED_GIB_512 if work.gradient_checkpointing else ACTIVATIONS_GIB_512
+    adapter = work.rank * ADAPTER_PARAMS_PER_RANK * 16 / GIB  # weights, gradients and two states, all fp32
+    return WEIGHTS_GIB + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
+
+
+def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
+    """Seconds of one optimizer step: the card's or the host's, whichever is slower."""
+    tflop = TFLOP_PER_SAMPLE_512 * (work.resolution / 512) ** 2 * work.batch_size * base_scale
+    if work.gradient_checkpointing:
+        tflop *= CHECKPOINTING_FACTOR
+    on_card = tflop / (PEAK_SHARE * gpu(gpu_name).peak_tflops)
+    return max(on_card, HOST_S_PER_STEP) * work.gradient_accumulation
+
+
+def estimate(load: Load, offer: Offer, disk: int) -> Estimate:
+    """The simple estimate of the run on `offer`."""
+    down = max(offer.down_mbit_s, 50.0) * 1e6 / 8  # bytes a second; an unstated line counts as a slow one
+    up = max(offer.up_mbit_s, 50.0) * 1e6 / 8
+    home = 20e6 / 8  # what a household line sends, 20 Mbit/s
+    steps = sum(work.steps * step_seconds(work, offer.gpu_name, load.base_scale) for work in load.jobs)
+    samples = sum(work.samples for work in load.jobs) * 4.0
+    caching = sum(work.images for work in load.jobs) * 0.15
+    saves = sum(work.saves for work in load.jobs) * 1.0
+    phases = {
+        "boot": Range(30, 120, 600),
+        "upload": certain(load.upload_bytes / min(down, home) + 5).spread(0.5, 3),
+        "set-up": Range(20, 90, 300),
+        "base model": certain(load.hub_bytes / (down * 0.5)).spread(0.6, 3),
+        "caching": certain(caching + 10).spread(0.5, 3),
+        "training": certain(steps).spread(0.5, 1.8),
+        "samples and saves": certain(samples + saves).spread(0.5, 2.5),
+        "pull": certain(load.download_bytes / min(up, 50e6 / 8) + 5).spread(0.5, 3),
+        "destroy": Range(5, 15, 60),
+    }
+    whole = certain(0)
+    for phase in phases.values():
+        whole += phase
+    moved = traffic_usd(offer.prices, int(load.upload_bytes + load.hub_bytes), load.download_bytes)
+    usd = {name: time_usd(offer.prices, disk, seconds) + moved for name, seconds in (("p10", whole.p10), ("p50", whole.p50), ("p90", whole.p90))}
+    return Estimate(phases=phases, usd=usd, vram_bytes=vram_bytes(load))
+
+
+def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
+    """The reason to leave `offer` out; empty when it fits. Clouds do not always apply the filters they were given."""
+    checks = {
+        "too little VRAM": offer.vram_gib * GIB < max(vram, wanted.min_vram_gib * GIB),
+        "another GPU": bool(wanted.gpus) and offer.gpu_name not in wanted.gpus,
+        "too little disk": offer.disk_gib < wanted.disk_gib,
+        "dearer than max_usd_per_hour": wanted.max_usd_per_hour is not None
+        and offer.prices.usd_per_hour(wanted.disk_gib) > wanted.max_usd_per_hour,
+        "not reliable enough": offer.reliability < wanted.min_reliability,
+        "not verified": wanted.verified_only and not offer.verified,
+        "another region": bool(wanted.regions) and offer.region not in wanted.regions,
+        "interruptible": offer.interruptible and not wanted.interruptible,
+    }
+    return next((reason for reason, is_so in checks.items() if is_so), "")
+
+
+def make_plan(load: Load, offers: Iterable[Offer], wanted: Requirements, *, cap_usd: Decimal, avoid: Sequence[str] = ()) -> Plan:
+    """Rank the offers that fit by what the whole run costs on them. `avoid`: machine ids that failed us.
+
+    Raises `NoOffer` when none fits and `OverBudget` when none can be paid.
+    """
+    vram = vram_bytes(load)
+    left_out: Counter[str] = Counter()
+    fitting: list[Candidate] = []
+    for offer in offers:
+        reason = "failed us lately" if offer.machine_id in avoid else why_not(offer, wanted, vram)
+        if reason:
+            left_out[reason] += 1
+        else:
+            fitting.append(Candidate(offer=offer, estimate=estimate(load, offer, wanted.disk_gib)))
+    seen = len(fitting) + left_out.total()
+    if not fitting:
+        raise NoOffer(_nothing_fits(seen, left_out), hint="loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions")
+    fitting.sort(key=lambda c: (c.estimate.usd["p50"], c.estimate.seconds.p50, c.offer.id))
+    payable = [c for c in fitting if worst_usd(c, wanted.disk_gib) <= cap_usd]
+    if not payable:
+        raise _too_dear(fitting, cap_usd, wanted.disk_gib)
+    return Plan(candidates=tuple(payable), cap_usd=cap_usd, load=load, disk_gib=wanted.disk_gib, seen=seen, left_out=left_out)
+
+
+def worst_usd(candidate: Candidate, disk: int) -> Decimal:
+    """What the cap must cover: the P90 bill and the way out."""
+    return candidate.estimate.usd["p90"] + time_usd(candidate.offer.prices, disk, WAY_OUT_S)
+
+
+def _nothing_fits(seen: int, left_out: Counter[str]) -> str:
+    if not seen:
+        return "no machine is for rent now"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
+    return f"none of {seen} offers fits: {reasons}"
+
+
+def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int) -> OverBudget:
+    nearest = min(fitting, key=lambda c: worst_usd(c, disk))
+    needed = worst_usd(nearest, disk).quantize(Decimal("0.01"), rounding="ROUND_UP")
+    return OverBudget(
+        f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}: the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)",
+        hint=f"set budget.max_usd to {needed} or more, or lower steps",
+    )
