@@ -12,6 +12,7 @@ import re
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
 from difflib import get_close_matches
@@ -124,33 +125,49 @@ class Budget(Section):
     """`[budget]`: what the run may cost."""
 
     max_usd: Decimal = Field(gt=0, le=100_000, description="The cap in dollars: every meter of every attempt of this run together.")
-    max_hours: float | None = Field(None, gt=0, le=10_000, description="The machine is given back after so many hours, whatever is left to train.")
+    max_hours: float | None = Field(
+        None, gt=0, le=10_000, description="The machine is given back after so many hours, whatever is left to train."
+    )
 
 
 class Machine(Section):
     """`[machine]`: where to train."""
 
-    providers: tuple[ProviderName, ...] = Field(("vast", "runpod"), min_length=1, description="Clouds to ask. Their offers compete in one ranking.")
+    providers: tuple[ProviderName, ...] = Field(
+        ("vast", "runpod"), min_length=1, description="Clouds to ask. Their offers compete in one ranking."
+    )
     gpus: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
         (), description='Cards that will do, as in `"RTX 4090"`. Empty: anything that fits the job.'
     )
     max_usd_per_hour: Decimal | None = Field(None, gt=0, le=1000, description="No machine dearer than this, disk included.")
-    interruptible: bool = Field(False, description="Also take machines that may be taken away (bids, spot): cheaper, and the run moves on when it happens.")
+    interruptible: bool = Field(
+        False, description="Also take machines that may be taken away (bids, spot): cheaper, and the run moves on when it happens."
+    )
     min_reliability: float = Field(0.95, ge=0, le=1, description="Share of time that the host was up, by the provider's record.")
-    regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field((), description='Countries by two letters, as in `"SE"`. Empty: anywhere.')
+    regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
+        (), description='Countries by two letters, as in `"SE"`. Empty: anywhere.'
+    )
     min_vram_gib: float | None = Field(None, gt=0, le=2048, description="Video memory at least. Worked out from the jobs when not given.")
-    disk_gib: int | None = Field(None, ge=1, le=100_000, description="Disk to rent. Worked out from base, datasets and results when not given.")
-    image: str = Field(DEFAULT_IMAGE, min_length=1, max_length=512, description="Container image; must have Python 3.11 or later and torch.")
+    disk_gib: int | None = Field(
+        None, ge=1, le=100_000, description="Disk to rent. Worked out from base, datasets and results when not given."
+    )
+    image: str = Field(
+        DEFAULT_IMAGE, min_length=1, max_length=512, description="Container image; must have Python 3.11 or later and torch."
+    )
     verified_only: bool = Field(True, description="Only hosts that the provider has checked.")
     secure_cloud_only: bool = Field(False, description="Only machines in data centres.")
-    boot_timeout_minutes: float = Field(15, gt=0, le=600, description="A machine that cannot be reached by then is given back for the next one.")
+    boot_timeout_minutes: float = Field(
+        15, gt=0, le=600, description="A machine that cannot be reached by then is given back for the next one."
+    )
 
 
 class LoraConfig(TrainingOptions):
     """`[[lora]]`: one LoRA to train. Recipe and `[defaults]` are already in it."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Names the job, its folder and its adapter file.")
-    dataset: Path = Field(description="Folder of pictures: kohya's `10_trigger class` folders, or pictures with .txt captions. Relative to this file.")
+    dataset: Path = Field(
+        description="Folder of pictures: kohya's `10_trigger class` folders, or pictures with .txt captions. Relative to this file."
+    )
     base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
     base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
     family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")
@@ -166,7 +183,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=NAME_PATTERN, description="Names the run.")
     budget: Budget
-    machine: Machine = Machine()
+    machine: Machine = Field(default_factory=lambda: Machine.model_validate({}))
     jobs: tuple[LoraConfig, ...] = Field(alias="lora", min_length=1)
     file: Path = Field(exclude=True)
     """Where it was read from; relative paths in it start in its folder."""
@@ -200,7 +217,8 @@ def find(path: Path | None, folder: Path | None = None) -> Path:
     if len(others) == 1:
         return others[0]
     if others:
-        raise _refused(here, "no-config", f"there are {len(others)} configs here", f"say which one: {', '.join(other.name for other in others[:5])}")
+        names = ", ".join(other.name for other in others[:5])
+        raise _refused(here, "no-config", f"there are {len(others)} configs here", f"say which one: {names}")
     raise _refused(here, "no-config", f"no {FILE_NAME} in this folder", "`lorry init --dataset FOLDER` writes one, or name your file")
 
 
@@ -235,13 +253,14 @@ def _text(file: Path) -> str:
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        there = [found.name for found in sorted(file.parent.glob("*.toml"))] if file.parent.is_dir() else []
-        guess = nearest(file.name, there)
-        raise _refused(file, "no-config", "there is no such file", f"did you mean {guess}?" if guess else "`lorry init` writes one") from None
+        guess = nearest(file.name, [found.name for found in file.parent.glob("*.toml")])
+        hint = f"did you mean {file.parent / guess}?" if guess else "`lorry init` writes one"
+        raise _refused(file, "no-config", "there is no such file", hint) from None
     except (OSError, ValueError) as error:
         raise _refused(file, "unreadable", f"cannot be read: {getattr(error, 'strerror', None) or error}", "") from error
     if len(data) > MAX_BYTES:
-        raise _refused(file, "unreadable", f"is bigger than {MAX_BYTES // 1_000_000} MB", "a config is a page of text; is this the right file?")
+        hint = "a config is a page of text; is this the right file?"
+        raise _refused(file, "unreadable", f"is bigger than {MAX_BYTES // 1_000_000} MB", hint)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -302,7 +321,9 @@ class _Findings:
         """At a place that is already known."""
         lines = self.text.split("\n")
         excerpt = lines[line - 1] if line and line <= len(lines) else ""
-        finding = Finding(code=code, message=message, path=str(self.file), line=line, hint=hint, excerpt=excerpt[:200], column=column if excerpt else None)
+        finding = Finding(
+            code=code, message=message, path=str(self.file), line=line, hint=hint, excerpt=excerpt[:200], column=column if excerpt else None
+        )
         if finding not in self.found:
             self.found.append(finding)
 
@@ -312,8 +333,26 @@ class _Findings:
 
         self._places = self._places or Places(self.text)
         look = self._places.key if key else self._places.value
-        place = look(loc) or next((found for end in range(len(loc) - 1, 0, -1) if (found := self._places.key(loc[:end]))), None)
+        around = (self._places.key(loc[:end]) for end in range(len(loc) - 1, 0, -1))
+        place = look(loc) or next((found for found in around if found), None)
         self.add(code, message, hint, line=place.line if place else None, column=place.column if place else None)
+
+
+@dataclass
+class _Merged:
+    """The keys of one job from all that speak for it, and who said each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Loc] = field(default_factory=dict)
+    said_by: dict[str, str] = field(default_factory=dict)
+
+    def put_below(self, layer: Mapping[str, Any], said_by: str, place: Loc, *, each: bool = True) -> None:
+        """Add what nobody has said yet. `steps` and `epochs` are one question: whoever answers it answers both."""
+        answered = {*self.values, *({"steps", "epochs"} if {"steps", "epochs"} & self.values.keys() else ())}
+        for key in (key for key in layer if key not in answered):
+            self.values[key] = layer[key]
+            self.places[key] = (*place, key) if each else place
+            self.said_by[key] = said_by
 
 
 class _Reader:
@@ -322,93 +361,99 @@ class _Reader:
     def __init__(self, file: Path, findings: _Findings) -> None:
         self.file = file
         self.findings = findings
+        self.refused: set[Loc] = set()
+        """Keys that were written, but wrongly: they are not missing as well."""
 
     def run(self, table: dict[str, Any]) -> RunConfig | None:
         """The config, or None when there are findings."""
-        known = self._keys(table, set(RunConfig.model_fields) - {"jobs", "file", "sources"} | {"defaults", "lora"}, (), "at the top of the file")
+        known = self._keys(table, {"name": str, "budget": Any, "machine": Any, "defaults": Any, "lora": Any}, (), "at the top of the file")
         budget = self._section(Budget, known, "budget")
         machine = self._section(Machine, known, "machine")
-        top = self._values(RunConfig, {"name": known["name"]} if "name" in known else {}, {"name": ("name",)})
-        if "name" not in known:
-            self.findings.add("missing", "the run has no `name`", f'write it in the first line: name = "{_suggested(self.file)}"', line=1)
+        name = self._build(_Named, {"name": known["name"]} if "name" in known else {}, {"name": ("name",)}, "the run")
         jobs, sources = self._jobs(known)
-        if self.findings.found:
+        if self.findings.found or not isinstance(name, _Named):
             return None
-        return RunConfig.model_validate({**top, "budget": budget, "machine": machine, "lora": tuple(jobs), "file": self.file, "sources": sources})
+        whole = {"name": name.name, "budget": budget, "machine": machine, "lora": tuple(jobs), "file": self.file, "sources": sources}
+        return RunConfig.model_validate(whole)
 
-    def _section(self, model: type[Section], table: dict[str, Any], name: str) -> Section | None:
+    def _not_a_table(self, name: str) -> None:
+        self.findings.at((name,), "wrong-type", f"`{name}` is a table of keys", f"write [{name}] on a line of its own, its keys below")
+
+    def _section(self, model: type[Section], table: dict[str, Any], name: str) -> BaseModel | None:
         raw = table.get(name, {})
         if not isinstance(raw, dict):
-            self.findings.at((name,), "wrong-type", f"`{name}` is a table of keys", f"write [{name}] on a line of its own, and its keys below")
+            self._not_a_table(name)
             return None
-        known = self._keys(raw, set(model.model_fields), (name,), f"in [{name}]")
+        known = self._keys(raw, _annotations(model), (name,), f"in [{name}]")
         return self._build(model, known, {key: (name, key) for key in model.model_fields}, f"[{name}]")
 
     def _jobs(self, table: dict[str, Any]) -> tuple[list[LoraConfig], dict[str, dict[str, str]]]:
-        """Every `[[lora]]` with its recipe and the defaults in it."""
+        """Every `[[lora]]`, with its recipe and the defaults in it."""
         defaults, raw = table.get("defaults", {}), table.get("lora", [])
         if not isinstance(defaults, dict):
-            self.findings.at(("defaults",), "wrong-type", "`defaults` is a table of keys", "write [defaults] on a line of its own, and its keys below")
+            self._not_a_table("defaults")
             defaults = {}
         if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
             self.findings.at(("lora",), "wrong-type", "`lora` is a list of jobs", "write [[lora]] with two brackets, once for each job")
             return [], {}
         if not raw:
-            self.findings.add("missing", "there is nothing to train", 'add a [[lora]] with its name and dataset: [[lora]] name = "lisa" dataset = "datasets/lisa"')
+            end = self.findings.text.rstrip().count("\n") + 1
+            hint = "add [[lora]], and `name` and `dataset` below it"
+            self.findings.add("missing", "there is no [[lora]], so nothing to train", hint, line=end)
         shared = self._layer(defaults, ("defaults",), "in [defaults]")
-        if "name" in shared:
-            self.findings.at(("defaults", "name"), "rule", "`name` cannot be shared: it names the results", "give each [[lora]] its own", key=True)
-            del shared["name"]
-        jobs: list[LoraConfig] = []
-        sources: dict[str, dict[str, str]] = {}
-        for index, item in enumerate(raw):
-            merged = _Merged.of(shared, self._layer(item, ("lora", index), "in [[lora]]"), index)
-            self._recipe(merged)
-            if job := self._job(merged, index):
-                jobs.append(job)
-                sources[job.name] = dict(merged.said_by)
+        if shared.pop("name", None) is not None:
+            message = "`name` cannot be shared: it names the results"
+            self.findings.at(("defaults", "name"), "rule", message, "give each [[lora]] its own", key=True)
+        jobs = [self._job(index, self._layer(item, ("lora", index), "in [[lora]]"), shared) for index, item in enumerate(raw)]
         self._names(raw)
-        return jobs, sources
+        good = [(job, merged.said_by) for job, merged in jobs if job is not None]
+        return [job for job, _ in good], {job.name: said_by for job, said_by in good}
 
     def _layer(self, raw: dict[str, Any], loc: Loc, where: str) -> dict[str, Any]:
-        known = self._keys(raw, set(LoraConfig.model_fields), loc, where)
+        known = self._keys(raw, _annotations(LoraConfig), loc, where)
         if "steps" in known and "epochs" in known:
             self.findings.at((*loc, "epochs"), "rule", "give `steps` or `epochs`, not both", "take one of the two out", key=True)
             del known["epochs"]
         return known
 
+    def _job(self, index: int, own: dict[str, Any], shared: dict[str, Any]) -> tuple[LoraConfig | None, _Merged]:
+        merged = _Merged()
+        merged.put_below(own, "[[lora]]", ("lora", index))
+        merged.put_below(shared, "[defaults]", ("defaults",))
+        self._family(merged)
+        self._recipe(merged)
+        folder = self.file.absolute().parent
+        if "dataset" in merged.values:
+            merged.values["dataset"] = str(_resolved(folder, merged.values["dataset"]))
+        if "base" in merged.values:
+            merged.values["base"] = _base(folder, merged.values["base"])
+        title = f'job "{_short(merged.values["name"])}"' if "name" in merged.values else f"job {index + 1}"
+        places: dict[str, Loc] = {key: ("lora", index, key) for key in LoraConfig.model_fields} | merged.places
+        job = self._build(LoraConfig, merged.values, places, title)
+        return (job if isinstance(job, LoraConfig) else None), merged
+
+    def _family(self, merged: _Merged) -> None:
+        family = merged.values.get("family")
+        if family is None or family in FAMILIES:
+            return
+        guess = nearest(family, FAMILIES)
+        message = f'this version of lorry does not train the family "{_short(family)}"'
+        hint = f'write "{guess}"' if guess else f"it trains {', '.join(FAMILIES)}"
+        self.findings.at(merged.places["family"], "unknown-family", message, hint)
+        del merged.values["family"]
+
     def _recipe(self, merged: _Merged) -> None:
         """Put the recipe's values under those of the file."""
-        name, family = merged.values.get("recipe"), merged.values.get("family")
-        if not isinstance(name, str) or not (family is None or family in FAMILIES):
+        if "recipe" not in merged.values:
             return
-        full, instead = recipe_for(name, family)
+        name = merged.values["recipe"]
+        full, instead = recipe_for(name, merged.values.get("family"))
         if instead:
-            self.findings.at(merged.written["recipe"], "unknown-recipe", f'there is no recipe "{_short(name)}"', instead)
+            self.findings.at(merged.places["recipe"], "unknown-recipe", f'there is no recipe "{_short(name)}"', instead)
             return
-        merged.put_below(tomllib.loads(templates.recipe_text(full), parse_float=Decimal), f"recipe {full}")
         merged.values["recipe"] = full
-
-    def _job(self, merged: _Merged, index: int) -> LoraConfig | None:
-        name = merged.values.get("name")
-        family = merged.values.get("family")
-        if isinstance(family, str) and family not in FAMILIES:
-            guess = nearest(family, FAMILIES)
-            self.findings.at(
-                merged.written["family"],
-                "unknown-family",
-                f'this version of lorry does not train "{_short(family)}"',
-                f'write "{guess}"' if guess else f"it trains {', '.join(FAMILIES)}",
-            )
-        title = f'job "{_short(name)}"' if isinstance(name, str) else f"job {index + 1}"
-        places: dict[str, Loc] = {key: merged.written.get(key, ("lora", index, key)) for key in LoraConfig.model_fields}
-        folder = self.file.absolute().parent
-        if isinstance(merged.values.get("dataset"), str):
-            merged.values["dataset"] = str(_resolved(folder, merged.values["dataset"]))
-        if isinstance(merged.values.get("base"), str):
-            merged.values["base"] = _base(folder, merged.values["base"])
-        job = self._build(LoraConfig, merged.values, places, title)
-        return job if isinstance(job, LoraConfig) else None
+        recipe = tomllib.loads(templates.recipe_text(full), parse_float=Decimal)
+        merged.put_below(recipe, f"recipe {full}", merged.places["recipe"], each=False)
 
     def _names(self, raw: list[dict[str, Any]]) -> None:
         """Names become folders, and two of three systems do not tell `Lisa` from `lisa`."""
@@ -417,11 +462,242 @@ class _Reader:
             name = item.get("name")
             if not isinstance(name, str):
                 continue
-            if (first := seen.setdefault(name.lower(), name)) == name and list(seen).index(name.lower()) == len(seen) - 1 and self._first(raw, name) == index:
-                continue
-            why = "is there twice" if first == name else f'differs from "{_short(first)}" by case only, and folders on Windows and macOS do not tell them apart'
-            self.findings.at(("lora", index, "name"), "duplicate-name", f'the job name "{_short(name)}" {why}', "give it another name")
+            first = seen.get(name.lower())
+            seen.setdefault(name.lower(), name)
+            if first is not None:
+                by_case = f'differs from "{_short(first)}" by case only, which folders on Windows and macOS ignore'
+                message = f'the job name "{_short(name)}" {"is there twice" if first == name else by_case}'
+                self.findings.at(("lora", index, "name"), "duplicate-name", message, "give it another name")
 
-    @staticmethod
-    def _first(raw: list[dict[str, Any]], name: str) -> int:
-        return next(index for index, item in enumerate(raw) if item.get("name") == name)
+    def _keys(self, raw: dict[str, Any], annotations: Mapping[str, Any], loc: Loc, where: str) -> dict[str, Any]:
+        """The keys of one table that exist and have the right type."""
+        good: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key not in annotations:
+                meant, hint = _instead(key, annotations)
+                self.findings.at((*loc, key), "unknown-key", f"there is no key `{_short(key)}` {where}", hint, key=True)
+                self.refused.add((*loc, meant))
+            elif expected := _wrong_type(annotations[key], value):
+                message = f"`{key}` is {expected}, not {_kind_of(value)}"
+                self.findings.at((*loc, key), "wrong-type", message, _rewritten(annotations[key], key, value))
+                self.refused.add((*loc, key))
+            elif any(ord(char) < 32 or ord(char) == 127 for text in _texts(value) for char in text):
+                message = f"`{key}` has a line break or another control character in it"
+                self.findings.at((*loc, key), "bad-value", message, "write it on one line")
+                self.refused.add((*loc, key))
+            else:
+                good[key] = value
+        return good
+
+    def _build(self, model: type[BaseModel], values: dict[str, Any], places: Mapping[str, Loc], title: str) -> BaseModel | None:
+        """The model, or findings for what pydantic says against the values."""
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False, include_input=False)
+        for details in wrong:
+            self._explain(details, model, places, title, values)
+        one_by_one = {str(details["loc"][0]) for details in wrong if details["loc"]}
+        if one_by_one and issubclass(model, TrainingOptions):  # rules between keys are only looked at when each key is right
+            rest = {key: value for key, value in values.items() if key in TrainingOptions.model_fields and key not in one_by_one}
+            self._build(TrainingOptions, rest, places, title)
+        return None
+
+    def _explain(
+        self, details: ErrorDetails, model: type[BaseModel], places: Mapping[str, Loc], title: str, values: dict[str, Any]
+    ) -> None:
+        """One pydantic error in our words, at its place."""
+        if not details["loc"]:
+            message = details["msg"].removeprefix("Value error, ")
+            named = [key for key in values if re.search(rf"\b{key}\b", message) and key in places]
+            self.findings.at(places[named[0]] if named else places["name"][:-1], "rule", message)
+            return
+        key, *inside = details["loc"]
+        loc = places[str(key)]
+        if details["type"] == "missing":
+            if not {loc, ("defaults", str(key))} & self.refused:
+                self.findings.at(loc, "missing", f"{title} has no `{key}`", _EXAMPLES.get(f"{model.__name__}.{key}", ""))
+            return
+        code, message = _say(str(key), details)
+        allowed = _allowed(model.model_fields[str(key)].annotation)
+        hint = ""
+        if details["type"] == "literal_error":
+            written = _dig(values[str(key)], inside)
+            guess = nearest(written, allowed) if isinstance(written, str) else ""
+            hint = f'write "{guess}"' if guess else f"it can be {', '.join(allowed)}"
+        self.findings.at((*loc, *inside), code, message, hint)
+
+
+class _Named(Section):
+    """The keys above all tables."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+
+
+_EXAMPLES: dict[str, str] = {
+    "_Named.name": 'begin the file with name = "autumn"',
+    "Budget.max_usd": "write max_usd = 5.00 under [budget]: the most that this run may cost",
+    "LoraConfig.name": 'write name = "lisa": it names the results',
+    "LoraConfig.dataset": 'write dataset = "datasets/lisa": the folder with the pictures',
+    "LoraConfig.base": 'write base = "stable-diffusion-v1-5/stable-diffusion-v1-5", or a folder or a .safetensors file',
+}
+"""What to write where a key must be and is not."""
+
+_HOMES: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("under [budget]", Budget),
+    ("under [machine]", Machine),
+    ("under [[lora]] or [defaults]", LoraConfig),
+)
+
+
+def _instead(key: str, known: Iterable[str]) -> tuple[str, str]:
+    """The key that was meant, if that can be said, and what to write."""
+    known = list(known)
+    if OTHER_SPELLINGS.get(key) in known:
+        return OTHER_SPELLINGS[key], f"here it is called `{OTHER_SPELLINGS[key]}`"
+    if key in OTHER_WAYS:
+        return "", OTHER_WAYS[key]
+    if near := nearest(key, known):
+        return near, f"did you mean `{near}`?"
+    for where, model in _HOMES:
+        if key in model.model_fields or OTHER_SPELLINGS.get(key) in model.model_fields:
+            return "", f"write `{OTHER_SPELLINGS.get(key, key)}` {where}"
+    for where, model in _HOMES:
+        if near := nearest(key, model.model_fields):
+            return "", f"did you mean `{near}` {where}?"
+    return "", f"the keys here are {', '.join(known)}" if len(known) <= 6 else "`lorry help config` lists every key"
+
+
+def _annotations(model: type[BaseModel]) -> dict[str, Any]:
+    return {name: info.annotation for name, info in model.model_fields.items()}
+
+
+_KINDS: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a whole number"),
+    (Decimal, "a number"),
+    (str, "text"),
+    (list, "a list"),
+    (dict, "a table"),
+)
+"""What TOML can say, most particular first: a bool is an int to Python."""
+
+
+def _kind_of(value: object) -> str:
+    return next((words for kind, words in _KINDS if isinstance(value, kind)), "a date")
+
+
+def _wrong_type(annotation: Any, value: object) -> str:
+    """What the value should have been; empty when it is that. Stricter than pydantic, which takes "5" for 5 and true for 1."""
+    if annotation is Any:
+        return ""
+    kind, many = _expected(annotation)
+    if many:
+        return "" if isinstance(value, list) and all(_kind_of(item) == kind for item in value) else f"a list of {kind}s"
+    accepted = {kind, "a whole number"} if kind == "a number" else {kind}
+    return "" if _kind_of(value) in accepted else kind
+
+
+def _expected(annotation: Any) -> tuple[str, bool]:
+    """The words for a type, and whether it is a list of them."""
+    origin, arguments = get_origin(annotation), [one for one in get_args(annotation) if one not in (type(None), ...)]
+    if origin in (Union, types.UnionType, Annotated):
+        return _expected(arguments[0])
+    if origin is tuple:
+        return _expected(arguments[0])[0], True
+    if origin is Literal or annotation is Path:
+        return "text", False
+    return next(words for kind, words in _KINDS if issubclass(Decimal if annotation is float else annotation, kind)), False
+
+
+def _allowed(annotation: Any) -> list[str]:
+    """The words of a `Literal`, however deep it stands in the type."""
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for inner in get_args(annotation) for word in _allowed(inner)]
+
+
+def _rewritten(annotation: Any, key: str, value: object) -> str:
+    """The same value in the right type, where it is plain what was meant."""
+    kind, many = _expected(annotation)
+    if many and isinstance(value, str) and kind == "text":
+        return f'write {key} = ["{_short(value)}"]'
+    if isinstance(value, str) and (number := _NUMBERS.get(kind)) and number.fullmatch(value):
+        return f"write {key} = {value}, without quotes"
+    if isinstance(value, str) and kind == "true or false" and (truth := _TRUTHS.get(value.lower())):
+        return f"write {key} = {truth}, without quotes"
+    if isinstance(value, Decimal) and kind == "a whole number" and value.is_finite() and abs(value) < 10**9 and value == int(value):
+        return f"write {key} = {int(value)}"
+    return ""
+
+
+_NUMBERS = {"a number": re.compile(r"-?\d{1,9}(\.\d{1,9})?"), "a whole number": re.compile(r"-?\d{1,9}")}
+_TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
+
+def _texts(value: object) -> list[str]:
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def _dig(value: Any, inside: Iterable[str | int]) -> Any:
+    for step in inside:
+        value = value[step]
+    return value
+
+
+_LIMITS: dict[str, tuple[str, str]] = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _say(key: str, details: ErrorDetails) -> tuple[str, str]:
+    """Code and words for a value that pydantic refuses."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind in _LIMITS:
+        words, name = _LIMITS[kind]
+        return "bad-value", f"`{key}` must be {words} {context[name]}"
+    if kind in {"finite_number", "float_type", "decimal_parsing"}:
+        return "bad-value", f"`{key}` must be an ordinary number"
+    if kind == "literal_error":
+        return ("unknown-provider", "there is no such provider") if key == "providers" else ("bad-value", f"`{key}` cannot be that")
+    if kind == "string_pattern_mismatch" and key == "name":
+        return (
+            "bad-value",
+            "a name has letters, digits, dots, dashes and underscores, begins with one of the first two, at most 64 in all",
+        )
+    if kind == "string_pattern_mismatch" and key == "regions":
+        return "bad-value", "a region is a country's two capital letters"
+    if kind in {"string_too_short", "too_short"}:
+        return "bad-value", f"`{key}` must not be empty"
+    if kind == "string_too_long":
+        return "bad-value", f"`{key}` is longer than {context['max_length']} characters"
+    return "bad-value", f"`{key}`: {details['msg']}"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def _base(folder: Path, text: str) -> str:
+    """A path where there is such a path or it can be nothing else, the hub id as it stands otherwise."""
+    path = _resolved(folder, text)
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # too long for a name
+        there = False
+    is_hub_id = _HUB_ID.fullmatch(text) and not text.endswith((".safetensors", ".ckpt"))
+    return text if is_hub_id and not there else str(path) if text else ""
+
+
+def _resolved(folder: Path, text: str) -> Path:
+    path = Path(text)
+    with suppress(RuntimeError):  # ~somebody who is not there: then it is a name like any other
+        path = path.expanduser()
+    return folder / path
+
+
+def _short(text: str) -> str:
+    """Enough of what was written to know it again."""
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -60,9 +60,9 @@ class Places:
             if node.type == "table_array_element":
                 whole = self._indexed(path[:-1]) + path[-1:]
                 self._tables_of[whole] = self._tables_of.get(whole, 0) + 1
+                self._keys.setdefault(whole, self._at(name))
             loc = self._indexed(path)
-            for known in (loc, *([loc[:-1]] if isinstance(loc[-1:], tuple) and loc and isinstance(loc[-1], int) else [])):
-                self._keys.setdefault(known, self._at(name))
+            self._keys.setdefault(loc, self._at(name))
             for pair in rest:
                 if pair.type == "pair":
                     self._pair(pair, loc)
@@ -101,9 +101,9 @@ class Places:
 
 def _path(name: Node) -> Loc:
     """The parts of a key, its quotes and dots understood by the reader that will read them for real."""
-    table = tomllib.loads((name.text or b"").decode() + " = 0")
+    inner: object = tomllib.loads((name.text or b"").decode() + " = 0")
     parts: list[str] = []
-    while isinstance(table, dict):
-        ((part, table),) = table.items()
+    while isinstance(inner, dict):
+        ((part, inner),) = inner.items()
         parts.append(part)
     return tuple(parts)
