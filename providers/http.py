@@ -1,0 +1,162 @@
+"""One small HTTP client for cloud APIs: it asks once, and says in our own errors what came back.
+
+Owns timeouts, the User-Agent, the map from HTTP to `errors`, and keeping the key out of every message. Knows no cloud: what a 404
+means, what a body holds and where an instance id may hide is told by the provider. It never asks twice; `wrappers` do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from .errors import AuthError, ProviderError, RateLimited, Unavailable, UnexpectedResponse
+
+TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+EXCERPT = 300  # characters of a cloud's answer in our message: its reason is at the start
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that the provider said it can read: the status, and the JSON (None for an empty body)."""
+
+    status: int
+    data: Any
+
+
+def no_ids(_: Any) -> tuple[str, ...]:
+    """For clouds whose errors never name an instance."""
+    return ()
+
+
+class CloudHTTP:
+    """Calls to one cloud with one key."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        cloud: str,
+        key: str,
+        key_hint: str = "",
+        timeout_s: float = TIMEOUT_S,
+        ids_in: Callable[[Any], tuple[str, ...]] = no_ids,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._cloud = cloud
+        self._key = key
+        self._key_hint = key_hint
+        self._ids_in = ids_in
+        self._client = httpx.Client(
+            headers={"User-Agent": user_agent(), "Accept": "application/json", "Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            trust_env=urlsplit(base_url).hostname not in LOOPBACK,  # a proxy of the environment cannot reach our loopback
+            follow_redirects=False,  # a redirect would carry the key to somebody else
+            transport=transport,
+        )
+
+    def __repr__(self) -> str:
+        return f"CloudHTTP({self.redact(self.base_url)!r})"
+
+    def close(self) -> None:
+        self._client.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        json: object | None = None,
+        expect: frozenset[int] = frozenset({200}),
+    ) -> Answer:
+        """Ask once. Answers with a status of `expect` come back; every other one raises a `ProviderError`."""
+        what = f"{method} {path}"
+        try:
+            response = self._client.request(method, f"{self.base_url}{path}", params=params, json=json)
+        except httpx.TimeoutException as error:
+            raise Unavailable(f"{self._cloud} did not answer {what} in time") from self._safe(error)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise Unavailable(self.redact(f"{self._cloud} cannot be reached for {what}: {error or type(error).__name__}")) from self._safe(
+                error
+            )
+        except (httpx.InvalidURL, UnicodeEncodeError) as error:  # UnicodeEncodeError: a key that no HTTP header can hold
+            raise ProviderError(self.redact(f"{self._cloud} cannot be asked {what}: {error}"), hint="check its address and key") from None
+        if response.status_code in expect:
+            return Answer(response.status_code, self._json(response, what))
+        raise self._error(response, what)
+
+    def redact(self, text: str) -> str:
+        """`text` without the key, however it got in."""
+        for form in {self._key, quote(self._key, safe="")} - {""}:
+            text = text.replace(form, "[key]")
+        return text
+
+    def _safe(self, error: Exception) -> Exception | None:
+        """The cause to chain; None when its own words hold the key."""
+        return error if self.redact(repr(error)) == repr(error) else None
+
+    def _json(self, response: httpx.Response, what: str) -> Any:
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except (ValueError, RecursionError):
+            raise UnexpectedResponse(f"{self._cloud} answered {what} with something that is not JSON: {self._excerpt(response)}") from None
+
+    def _error(self, response: httpx.Response, what: str) -> ProviderError:
+        """The one map from HTTP statuses to our errors."""
+        status = response.status_code
+        said = f"{self._cloud} answered {what} with {status}: {self._excerpt(response)}"
+        error: ProviderError
+        if status in (401, 403):
+            error = AuthError(said, hint=self._key_hint)
+        elif status == 429:
+            error = RateLimited(said, retry_after_s=retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC)))
+        elif status == 408 or status >= 500:
+            error = Unavailable(said)
+        else:
+            error = UnexpectedResponse(said)
+        try:
+            error.instance_ids = self._ids_in(response.json())
+        except (ValueError, RecursionError):  # no JSON, so no ids
+            error.instance_ids = ()
+        return error
+
+    def _excerpt(self, response: httpx.Response) -> str:
+        text = " ".join(self.redact(response.text).split())  # before the cut: half a key is a leak too
+        text = "".join(char for char in text if char.isprintable())
+        return text[:EXCERPT] or "(no text)"
+
+
+def user_agent() -> str:
+    """Our own name: some clouds turn libraries' default names away."""
+    try:
+        return f"lorry/{version('lorry')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "lorry/dev"
+
+
+def retry_after_s(header: str | None, now: datetime) -> float:
+    """Seconds to wait, from either form of the header; 1 where it is missing or makes no sense."""
+    if header is None:
+        return 1.0
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            when = parsedate_to_datetime(header)
+        except ValueError:
+            return 1.0
+        seconds = ((when if when.tzinfo else when.replace(tzinfo=UTC)) - now).total_seconds()
+    return max(seconds, 0.0) if math.isfinite(seconds) else 1.0

@@ -1,0 +1,260 @@
+"""The marketplace: accounts, offers, rentals and what state each rental is in.
+
+Owns every rule of renting. Time comes from `clock`, machines from `Machines`, and money leaves as events for the meter, so that all of
+it runs in memory under a test. Knows nothing of HTTP; the faces (plain now, others later) translate.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from providers.base import LaunchSpec, Offer
+
+from .billing import Event, fold
+from .machines import Boot, Machines, Seen
+
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+LABEL_MAX = 256  # what Vast documents; ours stay far below
+
+
+class MarketError(Exception):
+    """A request that the market turns down; nothing was changed. `code` is for programs."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountRecord:
+    """A customer of the practice cloud."""
+
+    name: str
+    key: str
+    credit_usd: Decimal = Decimal(100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rental:
+    """A machine that somebody rented and has not given back."""
+
+    id: str
+    account: str
+    offer: Offer
+    spec: LaunchSpec
+    created_at: datetime
+    key: str
+    """May show and destroy this machine, nothing else: what a guard on the machine uses."""
+    mark: str
+    """In the environment of each of its processes."""
+    exited_at: datetime | None = None
+    status_text: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """All that must survive a restart; the rest is in the bill, on disk and in the kernel."""
+
+    accounts: list[AccountRecord] = field(default_factory=list)
+    admin_key: str = ""
+    next_id: int = 10001
+    rentals: list[Rental] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootTimes:
+    """How long a machine is shown in each state before `running`, by the practice cloud's clock."""
+
+    created_s: float = 0.2
+    loading_s: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A rental as a customer may see it now."""
+
+    rental: Rental
+    status: str
+    """created, loading, running or exited."""
+    status_text: str
+    seen: Seen
+
+
+class Market:
+    """One market. Not thread-safe: its server holds a lock."""
+
+    def __init__(
+        self,
+        state: State,
+        offers: Sequence[Offer],
+        machines: Machines,
+        *,
+        now: Callable[[], datetime],
+        bill: Callable[[Event], None],
+        events: Callable[[], Sequence[Event]],
+        save: Callable[[State], None],
+        boot: BootTimes | None = None,
+    ) -> None:
+        self.state = state
+        self.machines = machines
+        self.now = now
+        self._catalogue = {offer.id: offer for offer in offers}
+        self._bill = bill
+        self._events = events
+        self._save = save
+        self._boot = boot or BootTimes()
+
+    # Who asks
+
+    def account(self, key: str) -> AccountRecord | None:
+        return next((a for a in self.state.accounts if secrets.compare_digest(a.key.encode(), key.encode())), None)
+
+    def rental_of_key(self, key: str) -> Rental | None:
+        """The machine whose own key this is."""
+        return next((r for r in self.state.rentals if secrets.compare_digest(r.key.encode(), key.encode())), None)
+
+    def balance_usd(self, account: AccountRecord) -> Decimal:
+        return account.credit_usd - sum((self.charged_usd(m) for m in self._machines_of(account)), Decimal(0))
+
+    # What is for rent
+
+    def offers(self) -> list[Offer]:
+        """Those that nobody holds."""
+        taken = {rental.offer.id for rental in self.state.rentals}
+        return [offer for offer in self._catalogue.values() if offer.id not in taken]
+
+    def create(self, account: AccountRecord, offer_id: str, spec: LaunchSpec, *, env: Mapping[str, str] | None = None) -> Rental:
+        """Rent `offer_id`. `env` is what the market itself puts into the machine beside the customer's own."""
+        self._check(account, offer_id, spec)
+        rental = Rental(
+            id=str(self.state.next_id),
+            account=account.name,
+            offer=self._catalogue[offer_id],
+            spec=spec,
+            created_at=self.now(),
+            key=secrets.token_hex(20),
+            mark=secrets.token_hex(16),
+        )
+        self.state.next_id += 1
+        self.state.rentals.append(rental)
+        self._save(self.state)
+        self._bill(_created(rental))
+        own = {"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key}
+        boot = Boot(mark=rental.mark, ssh_public_key=spec.ssh_public_key, env={**own, **(env or {}), **spec.env}, onstart=spec.onstart)
+        self.machines.start(rental.id, boot)
+        return rental
+
+    def _check(self, account: AccountRecord, offer_id: str, spec: LaunchSpec) -> None:
+        offer = self._catalogue.get(offer_id)
+        if offer is None:
+            raise MarketError(404, "no_such_offer", f"there is no offer {offer_id}")
+        if offer_id not in {o.id for o in self.offers()}:
+            raise MarketError(409, "offer_taken", f"offer {offer_id} has just been rented by somebody else")
+        if not 1 <= spec.disk_gib <= offer.disk_gib:
+            raise MarketError(422, "invalid_request", f"offer {offer_id} has 1 to {offer.disk_gib} GiB of disk, asked for {spec.disk_gib}")
+        if bad := [name for name in spec.env if not ENV_NAME.fullmatch(name)]:
+            raise MarketError(422, "invalid_request", f"not a name of an environment variable: {bad[0]!r}")
+        if any("\0" in value for value in spec.env.values()):
+            raise MarketError(422, "invalid_request", "an environment variable cannot hold a NUL")
+        if not spec.label or len(spec.label) > LABEL_MAX:
+            raise MarketError(422, "invalid_request", f"a label has 1 to {LABEL_MAX} characters, got {len(spec.label)}")
+        if "\n" in spec.ssh_public_key.strip() or not spec.ssh_public_key.startswith(("ssh-", "ecdsa-", "sk-")):
+            raise MarketError(422, "invalid_request", "the SSH key must be one line in OpenSSH format")
+        if self.balance_usd(account) <= 0:
+            raise MarketError(402, "no_credit", f"account {account.name} has no credit left")
+
+    # What is rented
+
+    def rentals(self, account: AccountRecord) -> list[View]:
+        """All of this account, oldest first."""
+        self.tick()
+        return [self._view(rental) for rental in self.state.rentals if rental.account == account.name]
+
+    def show(self, account: str, rental_id: str) -> View:
+        self.tick()
+        return self._view(self._find(account, rental_id))
+
+    def destroy(self, account: str, rental_id: str) -> None:
+        """End the processes, then the bill, then the folder: never a bill that ended before its machine."""
+        rental = self._find(account, rental_id)
+        seen = self.machines.end(rental.id, rental.mark)
+        ended = {"event": "ended", "at": self.now().isoformat(), "machine": rental.id}
+        if self._live_in_bill(rental.id):  # else a server was killed between the next lines
+            self._bill(ended | {"up_bytes": seen.up_bytes, "down_bytes": seen.down_bytes})
+        self.machines.wipe(rental.id)
+        self.state.rentals.remove(rental)
+        self._save(self.state)
+
+    def destroy_all(self) -> None:
+        for rental in list(self.state.rentals):
+            self.destroy(rental.account, rental.id)
+
+    def charged_usd(self, rental_id: str) -> Decimal:
+        """What this machine has cost so far; traffic of a living machine included."""
+        machine = fold([e for e in self._events() if e["machine"] == rental_id], self.now()).of(rental_id)
+        if machine is None:
+            return Decimal(0)
+        if machine.live:
+            seen = self.machines.look(rental_id)
+            machine.up_bytes, machine.down_bytes = seen.up_bytes, seen.down_bytes
+        return machine.total_usd
+
+    def charges(self, account: AccountRecord, rental_id: str) -> Decimal:
+        if rental_id not in self._machines_of(account):
+            raise MarketError(404, "no_such_instance", f"account {account.name} never had an instance {rental_id}")
+        return self.charged_usd(rental_id)
+
+    def tick(self) -> None:
+        """Notice machines whose init has ended: the GPU meter stops, strays end, the disk goes on billing."""
+        for index, rental in enumerate(self.state.rentals):
+            if rental.exited_at is None and not self.machines.look(rental.id).alive:
+                at = self.now()
+                text = self.machines.boot_log(rental.id).strip().rpartition("\n")[2]
+                self.machines.end(rental.id, rental.mark)
+                self._bill({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
+                self.state.rentals[index] = replace(rental, exited_at=at, status_text=f"the machine's init has ended. {text}".strip())
+                self._save(self.state)
+
+    def _view(self, rental: Rental) -> View:
+        seen = self.machines.look(rental.id)
+        age = self.now() - rental.created_at
+        status, text = "running", ""
+        if rental.exited_at:
+            status, text = "exited", rental.status_text
+        elif age < timedelta(seconds=self._boot.created_s):
+            status, text = "created", "waiting for the machine"
+        elif age < timedelta(seconds=self._boot.created_s + self._boot.loading_s) or seen.port is None:
+            status, text = "loading", f"pulling {rental.spec.image}"
+        return View(rental=rental, status=status, status_text=text, seen=seen)
+
+    def _find(self, account: str, rental_id: str) -> Rental:
+        for rental in self.state.rentals:
+            if rental.id == rental_id and rental.account == account:
+                return rental
+        raise MarketError(404, "no_such_instance", f"there is no instance {rental_id}")
+
+    def _machines_of(self, account: AccountRecord) -> list[str]:
+        return [e["machine"] for e in self._events() if e["event"] == "created" and e["account"] == account.name]
+
+    def _live_in_bill(self, rental_id: str) -> bool:
+        return not any(e["event"] == "ended" and e["machine"] == rental_id for e in self._events())
+
+
+def _created(rental: Rental) -> Event:
+    return {
+        "event": "created",
+        "at": rental.created_at.isoformat(),
+        "machine": rental.id,
+        "account": rental.account,
+        "label": rental.spec.label,
+        "offer": rental.offer.id,
+        "gpu": rental.offer.gpu_name,
+        "disk_gib": rental.spec.disk_gib,
+        "prices": {name: str(price) for name, price in asdict(rental.offer.prices).items()},
+    }
