@@ -27,6 +27,8 @@ class Fault:
     """Answer this instead. Nothing happens, unless `effect` says so."""
     body: str | None = None
     retry_after: str | None = None
+    late_s: float = 0.0
+    """Cut the connection now; the effect happens so many seconds later."""
     effect: bool = False
     """Whether the request takes effect although `status` or `body` say something else."""
     truncate: int | None = None

@@ -89,7 +89,7 @@ class RealMachines:
         (folder / "root").mkdir(parents=True, mode=0o700)
         folder.chmod(0o700)
         (folder / "traffic").write_bytes(bytes(16))
-        spec = {"ssh_public_key": boot.ssh_public_key, "env": dict(boot.env), "onstart": boot.onstart}
+        spec = {"ssh_public_key": boot.ssh_public_key, "env": {**boot.env, MARK: boot.mark}, "onstart": boot.onstart}
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-I", machine.__file__, str(folder)]
         if self._private_run:
@@ -150,10 +150,12 @@ def read_traffic(folder: Path) -> tuple[int, int]:
 
 def _make_writable(function: Any, path: str, _: object) -> None:
     """A job may have left folders without write permission; they are the machine's, so they go too."""
+    if not os.path.lexists(path):  # its folder was opened up and removed a moment ago
+        return
     Path(path).parent.chmod(0o700)
-    if Path(path).is_dir():
+    if Path(path).is_dir() and not Path(path).is_symlink():
         Path(path).chmod(0o700)
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_make_writable)
     else:
         function(path)
 

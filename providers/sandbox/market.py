@@ -15,7 +15,7 @@ from decimal import Decimal
 
 from providers.base import LaunchSpec, Offer
 
-from .billing import Event, fold
+from .billing import Bill, Event, MachineBill, fold
 from .machines import Boot, Machines, Seen
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -105,10 +105,20 @@ class Market:
         self.machines = machines
         self.now = now
         self._catalogue = {offer.id: offer for offer in offers}
-        self._bill = bill
+        self._append = bill
         self._events = events
         self._save = save
         self._boot = boot or BootTimes()
+        self._recover()
+
+    def _recover(self) -> None:
+        """Finish what a killed server had begun: bills that lack their first line, folders that outlived their machine."""
+        created = {event["machine"] for event in self._events() if event["event"] == "created"}
+        for rental in list(self.state.rentals):
+            if rental.id not in created:
+                self._append(_created(rental))
+            if self._ended_in_bill(rental.id):
+                self.destroy(rental.account, rental.id)
 
     # Who asks
 
@@ -120,7 +130,7 @@ class Market:
         return next((r for r in self.state.rentals if secrets.compare_digest(r.key.encode(), key.encode())), None)
 
     def balance_usd(self, account: AccountRecord) -> Decimal:
-        return account.credit_usd - sum((self.charged_usd(m) for m in self._machines_of(account)), Decimal(0))
+        return account.credit_usd - sum((m.total_usd for m in self.bill().machines if m.account == account.name), Decimal(0))
 
     # What is for rent
 
@@ -144,10 +154,14 @@ class Market:
         self.state.next_id += 1
         self.state.rentals.append(rental)
         self._save(self.state)
-        self._bill(_created(rental))
+        self._append(_created(rental))
         own = {"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key}
         boot = Boot(mark=rental.mark, ssh_public_key=spec.ssh_public_key, env={**own, **(env or {}), **spec.env}, onstart=spec.onstart)
-        self.machines.start(rental.id, boot)
+        try:
+            self.machines.start(rental.id, boot)
+        except OSError as error:
+            self.destroy(account.name, rental.id)
+            raise MarketError(503, "no_machine", f"this computer could not start a machine: {error}") from error
         return rental
 
     def _check(self, account: AccountRecord, offer_id: str, spec: LaunchSpec) -> None:
@@ -185,8 +199,8 @@ class Market:
         rental = self._find(account, rental_id)
         seen = self.machines.end(rental.id, rental.mark)
         ended = {"event": "ended", "at": self.now().isoformat(), "machine": rental.id}
-        if self._live_in_bill(rental.id):  # else a server was killed between the next lines
-            self._bill(ended | {"up_bytes": seen.up_bytes, "down_bytes": seen.down_bytes})
+        if not self._ended_in_bill(rental.id):  # else a server was killed between the next lines
+            self._append(ended | {"up_bytes": seen.up_bytes, "down_bytes": seen.down_bytes})
         self.machines.wipe(rental.id)
         self.state.rentals.remove(rental)
         self._save(self.state)
@@ -195,20 +209,20 @@ class Market:
         for rental in list(self.state.rentals):
             self.destroy(rental.account, rental.id)
 
-    def charged_usd(self, rental_id: str) -> Decimal:
-        """What this machine has cost so far; traffic of a living machine included."""
-        machine = fold([e for e in self._events() if e["machine"] == rental_id], self.now()).of(rental_id)
-        if machine is None:
-            return Decimal(0)
-        if machine.live:
-            seen = self.machines.look(rental_id)
-            machine.up_bytes, machine.down_bytes = seen.up_bytes, seen.down_bytes
-        return machine.total_usd
+    def bill(self) -> Bill:
+        """All accounts' charges so far; traffic of living machines included."""
+        bill = fold(self._events(), self.now())
+        for machine in bill.machines:
+            if machine.live:
+                seen = self.machines.look(machine.id)
+                machine.up_bytes, machine.down_bytes = seen.up_bytes, seen.down_bytes
+        return bill
 
-    def charges(self, account: AccountRecord, rental_id: str) -> Decimal:
-        if rental_id not in self._machines_of(account):
+    def charges(self, account: AccountRecord, rental_id: str) -> MachineBill:
+        machine = self.bill().of(rental_id)
+        if machine is None or machine.account != account.name:
             raise MarketError(404, "no_such_instance", f"account {account.name} never had an instance {rental_id}")
-        return self.charged_usd(rental_id)
+        return machine
 
     def tick(self) -> None:
         """Notice machines whose init has ended: the GPU meter stops, strays end, the disk goes on billing."""
@@ -217,7 +231,7 @@ class Market:
                 at = self.now()
                 text = self.machines.boot_log(rental.id).strip().rpartition("\n")[2]
                 self.machines.end(rental.id, rental.mark)
-                self._bill({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
+                self._append({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
                 self.state.rentals[index] = replace(rental, exited_at=at, status_text=f"the machine's init has ended. {text}".strip())
                 self._save(self.state)
 
@@ -239,11 +253,8 @@ class Market:
                 return rental
         raise MarketError(404, "no_such_instance", f"there is no instance {rental_id}")
 
-    def _machines_of(self, account: AccountRecord) -> list[str]:
-        return [e["machine"] for e in self._events() if e["event"] == "created" and e["account"] == account.name]
-
-    def _live_in_bill(self, rental_id: str) -> bool:
-        return not any(e["event"] == "ended" and e["machine"] == rental_id for e in self._events())
+    def _ended_in_bill(self, rental_id: str) -> bool:
+        return any(e["event"] == "ended" and e["machine"] == rental_id for e in self._events())
 
 
 def _created(rental: Rental) -> Event:

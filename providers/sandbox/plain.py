@@ -112,8 +112,9 @@ def _destroy(market: Market, request: Request) -> Reply:
 
 def _charges(market: Market, request: Request) -> Reply:
     rental_id = _rental_id(request)
-    total = market.charges(_account(market, request), rental_id)
-    return Reply.json({"instance": rental_id, "total_usd": str(round(total, 9))})
+    charged = market.charges(_account(market, request), rental_id)
+    meters = ("gpu_usd", "disk_usd", "upload_usd", "download_usd", "total_usd")
+    return Reply.json({"instance": rental_id} | {name: str(round(getattr(charged, name), 9)) for name in meters})
 
 
 def _prices_document(offer: Offer) -> dict[str, str]:

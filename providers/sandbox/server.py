@@ -25,7 +25,7 @@ from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Self, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
@@ -67,6 +67,7 @@ class Server:
         self._idle_end_s = idle_end_s
         self._last_reply: dict[str, Reply] = {}
         self._http = _listen(self, port, read_descriptor(self.folder))
+        self._closing = False
         self._threads = [
             threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-http", daemon=True),
             threading.Thread(target=self._watch, name="sandbox-watch", daemon=True),
@@ -105,11 +106,19 @@ class Server:
             thread.start()
         write_descriptor(self.folder, self.descriptor)
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self, *, keep_machines: bool = False) -> None:
         """End the service; the machines go first, unless they are to be kept."""
         self.ended.set()
-        if not keep_machines:
-            with self.lock:
+        with self.lock:
+            self._closing = True  # a request still on its way changes nothing after this
+            if not keep_machines:
                 self.market.destroy_all()
         self._http.shutdown()
         self._http.server_close()
@@ -149,24 +158,34 @@ class Server:
         time.sleep(fault.delay_s)
         if fault.drop == "before":
             return None
-        instead = fault.status is not None or fault.body is not None
-        reply = Reply()
-        if not instead or fault.effect:
-            last = self._last_reply.get(name)
-            with self.lock:
-                try:
-                    reply = action()
-                except MarketError as problem:
-                    reply = face.problem(problem)
-            self._last_reply[name] = reply
-            if fault.stale and last:
-                reply = last
-        if fault.drop == "after":
+        if fault.late_s:
+            late = threading.Timer(fault.late_s, self._do, (face, name, action))
+            late.daemon = True
+            late.start()
             return None
+        instead = fault.status is not None or fault.body is not None
+        last = self._last_reply.get(name)
+        reply = Reply() if instead and not fault.effect else self._do(face, name, action)
+        if reply is None or fault.drop == "after":
+            return None
+        if fault.stale and last:
+            return last
         if instead:
             body = fault.body if fault.body is not None else json.dumps({"error": {"code": "fault", "message": "by script"}})
             headers = {"Retry-After": fault.retry_after} if fault.retry_after is not None else {}
             reply = Reply(status=fault.status or reply.status, body=body.encode(), headers=headers)
+        return reply
+
+    def _do(self, face: Face, name: str, action: Callable[[], Reply]) -> Reply | None:
+        """The effect itself; None once the server is closing."""
+        with self.lock:
+            if self._closing:
+                return None
+            try:
+                reply = action()
+            except MarketError as problem:
+                reply = face.problem(problem)
+        self._last_reply[name] = reply
         return reply
 
     def _admin(self, request: Request) -> Reply:
