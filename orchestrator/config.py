@@ -27,6 +27,7 @@ from trainer.protocol import FAMILIES, NAME_PATTERN, TrainingOptions
 from .errors import ConfigError, Finding
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from .places import Loc, Places
@@ -48,18 +49,17 @@ PROVIDERS: dict[ProviderName, str] = {
 }
 
 CODES: dict[str, str] = {
-    "no-config": "there is no file to read, or more than one",
-    "unreadable": "the file cannot be read as text",
-    "toml-syntax": "the file is not TOML",
-    "unknown-key": "a key that lorry does not know",
-    "wrong-type": "text where a number belongs, and the like",
-    "bad-value": "a value outside what is possible",
-    "missing": "something required is not there",
-    "duplicate-name": "two jobs would write to the same folder",
-    "unknown-recipe": "no recipe of that name",
-    "unknown-family": "no model family of that name",
-    "unknown-provider": "no provider of that name",
-    "rule": "two values that do not go together",
+    "LRY-CONFIG-FILE": "there is no file to read, or more than one, or it is not text",
+    "LRY-CONFIG-SYNTAX": "the file is not TOML",
+    "LRY-CONFIG-KEY": "a key that lorry does not know",
+    "LRY-CONFIG-TYPE": "text where a number belongs, and the like",
+    "LRY-CONFIG-VALUE": "a value outside what is possible",
+    "LRY-CONFIG-MISSING": "something required is not there",
+    "LRY-CONFIG-NAME": "two jobs would write to the same folder",
+    "LRY-CONFIG-RECIPE": "no recipe of that name",
+    "LRY-CONFIG-FAMILY": "no model family of that name, or it cannot be told",
+    "LRY-CONFIG-PROVIDER": "no provider of that name",
+    "LRY-CONFIG-RULE": "values that do not go together",
 }
 """What `Finding.code` says about the file."""
 
@@ -191,6 +191,18 @@ class RunConfig(Section):
     """Job name -> key -> who said so: `[[lora]]`, `[defaults]` or `recipe sd15-character`. A key that is not there has its default."""
 
 
+_OWN = [key for key in LoraConfig.model_fields if key not in TrainingOptions.model_fields]
+_NAME = {"name": RunConfig.model_fields["name"]}
+TABLES: tuple[tuple[str, str, dict[str, FieldInfo]], ...] = (
+    ("", "above all tables", _NAME),
+    ("[budget]", "what the run may cost", Budget.model_fields),
+    ("[machine]", "where to train", Machine.model_fields),
+    ("[[lora]]", "one LoRA to train; [defaults] takes the same keys for all of them",
+     {key: LoraConfig.model_fields[key] for key in [*_OWN, *TrainingOptions.model_fields]}),
+)  # fmt: skip
+"""Heading, what the table is for, its keys: what the reference page and `lorry help config` are drawn from."""
+
+
 def load(path: Path | None = None) -> RunConfig:
     """Read `path`, or the config of this folder; raises `ConfigError` with everything that is wrong."""
     file = find(path)
@@ -218,8 +230,19 @@ def find(path: Path | None, folder: Path | None = None) -> Path:
         return others[0]
     if others:
         names = ", ".join(other.name for other in others[:5])
-        raise _refused(here, "no-config", f"there are {len(others)} configs here", f"say which one: {names}")
-    raise _refused(here, "no-config", f"no {FILE_NAME} in this folder", "`lorry init --dataset FOLDER` writes one, or name your file")
+        raise _refused(here, "LRY-CONFIG-FILE", f"there are {len(others)} configs here", f"say which one: {names}")
+    raise _refused(here, "LRY-CONFIG-FILE", f"no {FILE_NAME} in this folder", "`lorry init --dataset FOLDER` writes one, or name your file")
+
+
+def finding_at(config: RunConfig, job: int, key: str, code: str, message: str, *, hint: str = "") -> Finding:
+    """A finding at a key of the `job`-th `[[lora]]`, for whoever looks behind the values: the file is read again for the place."""
+    findings = _Findings(config.file, "")
+    with suppress(ConfigError, ValueError, RecursionError):
+        findings = _Findings(config.file, _text(config.file))
+        said_by = config.sources.get(config.jobs[job].name, {}).get(key, "")
+        loc: Loc = ("defaults", key) if said_by == "[defaults]" else ("lora", job, "recipe" if said_by.startswith("recipe") else key)
+        findings.at(loc, code, message, hint)
+    return findings.found[0] if findings.found else Finding(code=code, message=message, path=str(config.file), hint=hint)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -249,26 +272,26 @@ def recipe_for(name: str, family: str | None) -> tuple[str, str]:
 def _text(file: Path) -> str:
     try:
         if file.is_dir():
-            raise _refused(file, "unreadable", "this is a folder", f"name the file: {file / FILE_NAME}")
+            raise _refused(file, "LRY-CONFIG-FILE", "this is a folder", f"name the file: {file / FILE_NAME}")
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        guess = nearest(file.name, [found.name for found in file.parent.glob("*.toml")])
-        hint = f"did you mean {file.parent / guess}?" if guess else "`lorry init` writes one"
-        raise _refused(file, "no-config", "there is no such file", hint) from None
+        guess = nearest(file.stem, [found.stem for found in file.parent.glob("*.toml")])
+        hint = f"did you mean {file.with_name(guess + '.toml')}?" if guess else "`lorry init` writes one"
+        raise _refused(file, "LRY-CONFIG-FILE", "there is no such file", hint) from None
     except (OSError, ValueError) as error:
-        raise _refused(file, "unreadable", f"cannot be read: {getattr(error, 'strerror', None) or error}", "") from error
+        raise _refused(file, "LRY-CONFIG-FILE", f"cannot be read: {getattr(error, 'strerror', None) or error}", "") from error
     if len(data) > MAX_BYTES:
         hint = "a config is a page of text; is this the right file?"
-        raise _refused(file, "unreadable", f"is bigger than {MAX_BYTES // 1_000_000} MB", hint)
+        raise _refused(file, "LRY-CONFIG-FILE", f"is bigger than {MAX_BYTES // 1_000_000} MB", hint)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise _refused(file, "unreadable", f"byte 0x{data[error.start]:02x} is not UTF-8", "save it as UTF-8", line) from None
+        raise _refused(file, "LRY-CONFIG-FILE", f"byte 0x{data[error.start]:02x} is not UTF-8", "save it as UTF-8", line=line) from None
 
 
-def _refused(file: Path, code: str, message: str, hint: str, line: int | None = None) -> ConfigError:
+def _refused(file: Path, code: str, message: str, hint: str, *, line: int | None = None) -> ConfigError:
     found = [Finding(code=code, message=message, path=str(file), line=line, hint=hint)]
     return ConfigError(_count(found, file), found)
 
@@ -300,11 +323,11 @@ def _toml(text: str, findings: _Findings) -> dict[str, Any] | None:
         lines = text.rstrip().split("\n")
         line, column = (int(spot[1]), int(spot[2]) - 1) if spot else (len(lines), len(lines[-1]))
         hint = next((hint for start, hint in _SYNTAX_HINTS if message.startswith(start)), "")
-        findings.add("toml-syntax", f"not TOML: {message[:1].lower()}{message[1:]}", hint, line=line, column=column)
+        findings.add("LRY-CONFIG-SYNTAX", f"not TOML: {message[:1].lower()}{message[1:]}", hint, line=line, column=column)
     except RecursionError:
-        findings.add("toml-syntax", "not a config: brackets within brackets within brackets", "")
+        findings.add("LRY-CONFIG-SYNTAX", "not a config: brackets within brackets within brackets", "")
     except (ValueError, DecimalException):
-        findings.add("toml-syntax", "a number is longer than a number can be", "")
+        findings.add("LRY-CONFIG-SYNTAX", "a number is longer than a number can be", "")
     return None
 
 
@@ -377,7 +400,7 @@ class _Reader:
         return RunConfig.model_validate(whole)
 
     def _not_a_table(self, name: str) -> None:
-        self.findings.at((name,), "wrong-type", f"`{name}` is a table of keys", f"write [{name}] on a line of its own, its keys below")
+        self.findings.at((name,), "LRY-CONFIG-TYPE", f"`{name}` is a table of keys", f"write [{name}] on a line of its own, its keys below")
 
     def _section(self, model: type[Section], table: dict[str, Any], name: str) -> BaseModel | None:
         raw = table.get(name, {})
@@ -394,16 +417,18 @@ class _Reader:
             self._not_a_table("defaults")
             defaults = {}
         if not isinstance(raw, list) or not all(isinstance(item, dict) for item in raw):
-            self.findings.at(("lora",), "wrong-type", "`lora` is a list of jobs", "write [[lora]] with two brackets, once for each job")
+            self.findings.at(
+                ("lora",), "LRY-CONFIG-TYPE", "`lora` is a list of jobs", "write [[lora]] with two brackets, once for each job"
+            )
             return [], {}
         if not raw:
             end = self.findings.text.rstrip().count("\n") + 1
             hint = "add [[lora]], and `name` and `dataset` below it"
-            self.findings.add("missing", "there is no [[lora]], so nothing to train", hint, line=end)
+            self.findings.add("LRY-CONFIG-MISSING", "there is no [[lora]], so nothing to train", hint, line=end)
         shared = self._layer(defaults, ("defaults",), "in [defaults]")
         if shared.pop("name", None) is not None:
             message = "`name` cannot be shared: it names the results"
-            self.findings.at(("defaults", "name"), "rule", message, "give each [[lora]] its own", key=True)
+            self.findings.at(("defaults", "name"), "LRY-CONFIG-RULE", message, "give each [[lora]] its own", key=True)
         jobs = [self._job(index, self._layer(item, ("lora", index), "in [[lora]]"), shared) for index, item in enumerate(raw)]
         self._names(raw)
         good = [(job, merged.said_by) for job, merged in jobs if job is not None]
@@ -412,7 +437,7 @@ class _Reader:
     def _layer(self, raw: dict[str, Any], loc: Loc, where: str) -> dict[str, Any]:
         known = self._keys(raw, _annotations(LoraConfig), loc, where)
         if "steps" in known and "epochs" in known:
-            self.findings.at((*loc, "epochs"), "rule", "give `steps` or `epochs`, not both", "take one of the two out", key=True)
+            self.findings.at((*loc, "epochs"), "LRY-CONFIG-RULE", "give `steps` or `epochs`, not both", "take one of the two out", key=True)
             del known["epochs"]
         return known
 
@@ -439,7 +464,7 @@ class _Reader:
         guess = nearest(family, FAMILIES)
         message = f'this version of lorry does not train the family "{_short(family)}"'
         hint = f'write "{guess}"' if guess else f"it trains {', '.join(FAMILIES)}"
-        self.findings.at(merged.places["family"], "unknown-family", message, hint)
+        self.findings.at(merged.places["family"], "LRY-CONFIG-FAMILY", message, hint)
         del merged.values["family"]
 
     def _recipe(self, merged: _Merged) -> None:
@@ -449,9 +474,10 @@ class _Reader:
         name = merged.values["recipe"]
         full, instead = recipe_for(name, merged.values.get("family"))
         if instead:
-            self.findings.at(merged.places["recipe"], "unknown-recipe", f'there is no recipe "{_short(name)}"', instead)
+            self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{_short(name)}"', instead)
             return
         merged.values["recipe"] = full
+        merged.put_below({"family": full.partition("-")[0]}, f"recipe {full}", merged.places["recipe"], each=False)
         recipe = tomllib.loads(templates.recipe_text(full), parse_float=Decimal)
         merged.put_below(recipe, f"recipe {full}", merged.places["recipe"], each=False)
 
@@ -467,7 +493,7 @@ class _Reader:
             if first is not None:
                 by_case = f'differs from "{_short(first)}" by case only, which folders on Windows and macOS ignore'
                 message = f'the job name "{_short(name)}" {"is there twice" if first == name else by_case}'
-                self.findings.at(("lora", index, "name"), "duplicate-name", message, "give it another name")
+                self.findings.at(("lora", index, "name"), "LRY-CONFIG-NAME", message, "give it another name")
 
     def _keys(self, raw: dict[str, Any], annotations: Mapping[str, Any], loc: Loc, where: str) -> dict[str, Any]:
         """The keys of one table that exist and have the right type."""
@@ -475,15 +501,15 @@ class _Reader:
         for key, value in raw.items():
             if key not in annotations:
                 meant, hint = _instead(key, annotations)
-                self.findings.at((*loc, key), "unknown-key", f"there is no key `{_short(key)}` {where}", hint, key=True)
+                self.findings.at((*loc, key), "LRY-CONFIG-KEY", f"there is no key `{_short(key)}` {where}", hint, key=True)
                 self.refused.add((*loc, meant))
             elif expected := _wrong_type(annotations[key], value):
                 message = f"`{key}` is {expected}, not {_kind_of(value)}"
-                self.findings.at((*loc, key), "wrong-type", message, _rewritten(annotations[key], key, value))
+                self.findings.at((*loc, key), "LRY-CONFIG-TYPE", message, _rewritten(annotations[key], key, value))
                 self.refused.add((*loc, key))
             elif any(ord(char) < 32 or ord(char) == 127 for text in _texts(value) for char in text):
                 message = f"`{key}` has a line break or another control character in it"
-                self.findings.at((*loc, key), "bad-value", message, "write it on one line")
+                self.findings.at((*loc, key), "LRY-CONFIG-VALUE", message, "write it on one line")
                 self.refused.add((*loc, key))
             else:
                 good[key] = value
@@ -510,13 +536,13 @@ class _Reader:
         if not details["loc"]:
             message = details["msg"].removeprefix("Value error, ")
             named = [key for key in values if re.search(rf"\b{key}\b", message) and key in places]
-            self.findings.at(places[named[0]] if named else places["name"][:-1], "rule", message)
+            self.findings.at(places[named[0]] if named else places["name"][:-1], "LRY-CONFIG-RULE", message)
             return
         key, *inside = details["loc"]
         loc = places[str(key)]
         if details["type"] == "missing":
             if not {loc, ("defaults", str(key))} & self.refused:
-                self.findings.at(loc, "missing", f"{title} has no `{key}`", _EXAMPLES.get(f"{model.__name__}.{key}", ""))
+                self.findings.at(loc, "LRY-CONFIG-MISSING", f"{title} has no `{key}`", _EXAMPLES.get(f"{model.__name__}.{key}", ""))
             return
         code, message = _say(str(key), details)
         allowed = _allowed(model.model_fields[str(key)].annotation)
@@ -658,23 +684,25 @@ def _say(key: str, details: ErrorDetails) -> tuple[str, str]:
     kind, context = details["type"], details.get("ctx", {})
     if kind in _LIMITS:
         words, name = _LIMITS[kind]
-        return "bad-value", f"`{key}` must be {words} {context[name]}"
+        return "LRY-CONFIG-VALUE", f"`{key}` must be {words} {context[name]}"
     if kind in {"finite_number", "float_type", "decimal_parsing"}:
-        return "bad-value", f"`{key}` must be an ordinary number"
+        return "LRY-CONFIG-VALUE", f"`{key}` must be an ordinary number"
     if kind == "literal_error":
-        return ("unknown-provider", "there is no such provider") if key == "providers" else ("bad-value", f"`{key}` cannot be that")
+        return (
+            ("LRY-CONFIG-PROVIDER", "there is no such provider") if key == "providers" else ("LRY-CONFIG-VALUE", f"`{key}` cannot be that")
+        )
     if kind == "string_pattern_mismatch" and key == "name":
         return (
-            "bad-value",
+            "LRY-CONFIG-VALUE",
             "a name has letters, digits, dots, dashes and underscores, begins with one of the first two, at most 64 in all",
         )
     if kind == "string_pattern_mismatch" and key == "regions":
-        return "bad-value", "a region is a country's two capital letters"
+        return "LRY-CONFIG-VALUE", "a region is a country's two capital letters"
     if kind in {"string_too_short", "too_short"}:
-        return "bad-value", f"`{key}` must not be empty"
+        return "LRY-CONFIG-VALUE", f"`{key}` must not be empty"
     if kind == "string_too_long":
-        return "bad-value", f"`{key}` is longer than {context['max_length']} characters"
-    return "bad-value", f"`{key}`: {details['msg']}"
+        return "LRY-CONFIG-VALUE", f"`{key}` is longer than {context['max_length']} characters"
+    return "LRY-CONFIG-VALUE", f"`{key}`: {details['msg']}"
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

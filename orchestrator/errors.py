@@ -25,6 +25,7 @@ from typing import Literal
 
 EXIT_CODES: dict[int, str] = {
     0: "done",
+    1: "lorry itself broke; it says where the details are",
     2: "usage or config",
     3: "dataset",
     4: "no offer, or refused by the provider",
@@ -56,7 +57,14 @@ class Finding:
 
     def as_json(self) -> dict[str, object]:
         """The words that `lorry check --json` promises."""
-        return {"code": self.code, "path": self.path, "line": self.line, "message": self.message, "hint": self.hint, "severity": self.severity}
+        return {
+            "code": self.code,
+            "path": self.path,
+            "line": self.line,
+            "message": self.message,
+            "hint": self.hint,
+            "severity": self.severity,
+        }
 
 
 class LorryError(Exception):

@@ -1,0 +1,201 @@
+"""Looks at everything a config names, before anything costs: pictures, captions, bases, sample prompts.
+
+Runs the trainer's own torch-free code, so that what passes here passes there. Touches no network and changes no file. Raises
+nothing: `refusal` turns what was found into the error that stops a run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trainer import dataset
+from trainer.base import Base, expect_family, inspect_base
+from trainer.errors import TrainerError
+from trainer.prompts import parse_prompts
+
+from .config import LoraConfig, RunConfig, finding_at
+from .errors import ConfigError, DatasetError, Finding, WithFindings
+
+KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = ((r"stable-diffusion-v1-\d", "sd15"),)
+"""Hub ids whose family is in the name. Nothing is asked of the hub: `check` works without network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCheck:
+    """What one job will train on."""
+
+    name: str
+    dataset: Path
+    reading: str
+    """In words, how the folder was understood."""
+    images: tuple[Path, ...] = ()
+    """Every picture that will be trained on; its caption lies beside it."""
+    pictures: int = 0
+    captions: int = 0
+    """Pictures whose caption is not empty."""
+    samples: int = 0
+    """Pictures with their repeats: one epoch."""
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Width and height of a bucket -> pictures in it, repeats not counted."""
+    steps: int = 0
+    epochs: int = 0
+    base: Base | None = None
+    """None when the base cannot be used."""
+    family: str | None = None
+    """As the file says, else as the base shows."""
+
+    def as_json(self) -> dict[str, object]:
+        """The words of `lorry plan --json`."""
+        return {
+            "name": self.name,
+            "dataset": str(self.dataset),
+            "reading": self.reading,
+            "pictures": self.pictures,
+            "captions": self.captions,
+            "samples": self.samples,
+            "buckets": [{"width": width, "height": height, "pictures": count} for (width, height), count in self.buckets.items()],
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "base": self.base.location if self.base else None,
+            "family": self.family,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """The whole config, looked at."""
+
+    jobs: tuple[JobCheck, ...]
+    findings: tuple[Finding, ...]
+    """Errors and warnings, in the order of the jobs."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What must be put right first."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+
+def check(config: RunConfig) -> Checked:
+    """Look at every job of the config."""
+    looked = [_job(config, index, job) for index, job in enumerate(config.jobs)]
+    findings = dict.fromkeys(finding for _, found in looked for finding in found)  # two jobs may share a folder
+    return Checked(jobs=tuple(job for job, _ in looked), findings=tuple(findings))
+
+
+def refusal(checked: Checked) -> WithFindings | None:
+    """The error that keeps a run from starting; None when all is well. Wrong values go before wrong pictures."""
+    if not checked.errors:
+        return None
+    wrong = [finding for finding in checked.errors if not finding.code.startswith("LRY-DATA-")]
+    kind = ConfigError if wrong else DatasetError
+    count = len(checked.errors)
+    return kind(f"{count} {'thing' if count == 1 else 'things'} to put right, nothing was started", checked.findings)
+
+
+def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list[Finding]]:
+    base, findings = _base(config, index, job)
+    findings += _prompts(config, index, job)
+    scan = _scanned(job)
+    findings += [_of_dataset(config, index, job, problem) for problem in scan.problems]
+    looked = {"name": job.name, "dataset": job.dataset, "reading": scan.reading, "base": base, "family": _family(job, base)}
+    try:
+        plan = dataset.plan(job, scan.samples)
+        buckets = Counter(fit.bucket for fit in dataset.fits(job, scan.samples))
+    except ValueError as error:
+        findings.append(finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error)))
+        return JobCheck(**looked), findings  # type: ignore[arg-type]
+    counted = JobCheck(
+        **looked,  # type: ignore[arg-type]
+        images=tuple(sample.image for sample in scan.samples),
+        pictures=len(scan.samples),
+        captions=sum(bool(sample.caption) for sample in scan.samples),
+        samples=sum(sample.repeats for sample in scan.samples),
+        buckets=dict(sorted(buckets.items())),
+        steps=plan.steps if scan.samples else 0,
+        epochs=plan.epochs if scan.samples else 0,
+    )
+    return counted, findings
+
+
+def _scanned(job: LoraConfig) -> dataset.Scan:
+    try:
+        return dataset.scan(job.dataset, job)
+    except OSError as error:  # a disk that fails under us, a folder that goes away
+        problem = dataset.Problem(
+            code="LRY-DATA-UNREADABLE",
+            path=error.filename or "",
+            message=f"cannot be read: {error.strerror}",
+            hint="is the disk all right?",
+        )
+        return dataset.Scan((), (problem,), "nothing")
+
+
+def _of_dataset(config: RunConfig, index: int, job: LoraConfig, problem: dataset.Problem) -> Finding:
+    """The trainer's problem in our words; a folder that is not there is put right in the config."""
+    if problem.code in {"LRY-DATA-MISSING", "LRY-DATA-EMPTY"}:
+        return finding_at(config, index, "dataset", problem.code, problem.message, hint=problem.hint)
+    return Finding(
+        code=problem.code,
+        message=problem.message,
+        path=str(job.dataset / problem.path),
+        line=problem.line,
+        hint=problem.hint,
+        severity=problem.severity,
+    )
+
+
+def _base(config: RunConfig, index: int, job: LoraConfig) -> tuple[Base | None, list[Finding]]:
+    """The base, and what speaks against it."""
+    try:
+        base = inspect_base(job.base, config.file.absolute().parent)
+        if job.family:
+            expect_family(base, job.family)
+    except TrainerError as error:
+        return None, [finding_at(config, index, "base", error.code, error.message, hint=error.hint)]
+    except OSError as error:
+        return None, [finding_at(config, index, "base", "LRY-BASE-BROKEN", f"the base cannot be read: {error.strerror}")]
+    if _family(job, base) is None:
+        message = f"the family of {job.base} cannot be told from its name, and nothing is downloaded to look"
+        return base, [finding_at(config, index, "base", "LRY-CONFIG-FAMILY", message, hint='write `family` as well, as in family = "sd15"')]
+    return base, []
+
+
+def _family(job: LoraConfig, base: Base | None) -> str | None:
+    known = (family for pattern, family in KNOWN_HUB_BASES if base and base.kind == "hub" and re.search(pattern, base.location))
+    return job.family or (base.family if base else None) or next(known, None)
+
+
+def _prompts(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
+    try:
+        parse_prompts(job.sample_prompts)
+    except TrainerError as error:
+        return [finding_at(config, index, "sample_prompts", error.code, error.message, hint=error.hint)]
+    return []
+
+
+def summary(job: JobCheck) -> list[str]:
+    """A job in a few lines for a person."""
+    lines = [f"{job.name}: {job.pictures} pictures, {job.captions} with a caption, {job.steps} steps ({job.epochs} epochs)"]
+    lines.append(f"  read as {job.reading}")
+    if job.buckets:
+        lines.append(f"  buckets {_listed(job.buckets)}")
+    if job.base:
+        lines.append(f"  base    {job.base.location} ({job.family})")
+    return lines
+
+
+def _listed(buckets: Mapping[tuple[int, int], int], most: int = 8) -> str:
+    ranked = sorted(buckets.items(), key=lambda item: -item[1])
+    shown = [f"{width}x{height}: {count}" for (width, height), count in ranked[:most]]
+    return ", ".join([*shown, *([f"and {len(ranked) - most} more"] if len(ranked) > most else [])])
+
+
+def counts(findings: Iterable[Finding]) -> str:
+    """`2 errors, 1 warning`; empty when there are none."""
+    number = Counter(finding.severity for finding in findings)
+    words: Sequence[str] = [f"{number[kind]} {kind}{'' if number[kind] == 1 else 's'}" for kind in ("error", "warning") if number[kind]]
+    return ", ".join(words)

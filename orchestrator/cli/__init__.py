@@ -1,0 +1,88 @@
+"""The command line: `lorry`. Knows which commands there are; each one's module knows what it does.
+
+Help answers in 0.3 s because this package imports nothing that a help page does not show: a command's module is imported when that
+command is named, and what the command works with when it runs.
+
+This is the one place where an error becomes words and an exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from orchestrator import console
+from orchestrator.errors import LorryError, UsageError
+from providers.errors import ProviderError
+
+HELP_GROUPS = ("Start", "Watch", "Money", "Data", "Setup")
+"""Headings of `lorry --help`, in this order."""
+
+
+class Entry(NamedTuple):
+    """One line of `lorry --help`."""
+
+    module: str
+    """Below `orchestrator.cli`; holds a function, or a `subcommands` app, of the command's name."""
+    summary: str
+    """The first line of its docstring, kept here so that help need not import it; a test compares the two."""
+    group: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "init": Entry("init", "Write a commented lorry.toml for a folder of pictures.", "Start"),
+    "check": Entry("check", "Say everything wrong with config and datasets; no network, no torch.", "Start"),
+    "help": Entry("help", "Explain a topic (config, environment, exit-codes, json) or a command.", "Setup"),
+}
+"""Every command, in the order of the help page."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code is that of `orchestrator.errors`."""
+    _speak_utf8()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _called(given)
+    except (LorryError, ProviderError) as error:
+        return _failed(error, given)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  nothing may be flushed into the pipe at exit
+        return 0
+    except Exception as error:  # noqa: BLE001  the last net: a traceback is no answer to a person
+        from .crash import saved
+
+        return _failed(saved(error, given), given)
+
+
+def _called(given: list[str]) -> int:
+    """Parse and call. What the parser says against the line becomes a `UsageError`."""
+    import typer
+    from typer._click.exceptions import ClickException  # typer brings click along, under this name only
+
+    from .group import root
+
+    try:
+        result = root().main(given, prog_name="lorry", standalone_mode=False)
+    except ClickException as error:
+        context = getattr(error, "ctx", None)
+        called = context.command_path if context else "lorry"
+        raise UsageError(error.format_message(), hint=f"`{called} --help` shows how it is called") from None
+    except typer.Abort:
+        raise UsageError("the question was not answered", hint="without a terminal, say yes beforehand with -y") from None
+    return result if isinstance(result, int) else 0
+
+
+def _failed(error: LorryError | ProviderError, given: list[str]) -> int:
+    """Say it: to the person on stderr, to a script also on stdout."""
+    console.error(error)
+    if "--json" in given:
+        console.json_document(console.error_document(error))
+    return error.exit_code
+
+
+def _speak_utf8() -> None:
+    """Redirected output on Windows, or under LANG=C, knows no `✓`; a wrong sign is better than a dead run."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(encoding="utf-8", errors="replace")

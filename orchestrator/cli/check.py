@@ -1,0 +1,45 @@
+"""`lorry check`."""
+
+from __future__ import annotations
+
+from .common import ConfigFile, Json
+
+
+def check(file: ConfigFile = None, json: Json = False) -> int:
+    """Say everything wrong with config and datasets; no network, no torch.
+
+    Reads the config, every picture and caption that it names, and the headers of the bases. Changes nothing and rents nothing. Ends
+    with 0 when a run could start, 2 when the config must be put right and 3 when a dataset must.
+
+    Examples:
+      lorry check
+      lorry check autumn.lorry.toml
+      lorry check --json | jq -r '.[].message'
+    """
+    from orchestrator import console
+    from orchestrator.check import check as look
+    from orchestrator.check import counts, refusal, summary
+    from orchestrator.config import find, load
+    from orchestrator.errors import ConfigError
+
+    try:
+        config = load(find(file))
+        checked = look(config)
+    except ConfigError as error:
+        if not json:
+            raise
+        console.json_document([finding.as_json() for finding in error.findings])
+        return error.exit_code
+    refused = refusal(checked)
+    if json:
+        console.json_document([finding.as_json() for finding in checked.findings])
+        return refused.exit_code if refused else 0
+    if refused:
+        raise refused
+    console.findings(checked.findings)
+    for job in checked.jobs:
+        for line in summary(job):
+            console.out(line)
+    found = counts(checked.findings)
+    console.talk(f"{config.file}: nothing stands in the way{f' ({found})' if found else ''}")
+    return 0
