@@ -248,6 +248,8 @@ def _listen(sandbox: Server, port: int, last: Descriptor | None) -> _HTTPServer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
+    wbufsize = -1  # head and body leave as one packet; as two, the second waits 40 ms for a delayed ACK
+    disable_nagle_algorithm = True
     server: _HTTPServer
 
     def _handle(self) -> None:

@@ -83,7 +83,10 @@ class ProviderContract:
         assert len(offers) == len({offer.id for offer in offers}) > 0
         for offer in offers:
             assert offer.provider == cloud.provider.name
-            assert offer.gpu_name and offer.vram_gib > 0 and offer.gpu_count > 0 and offer.machine_id
+            assert offer.gpu_name
+            assert offer.machine_id
+            assert offer.vram_gib > 0
+            assert offer.gpu_count > 0
             prices = (
                 offer.prices.gpu_usd_per_hour,
                 offer.prices.disk_usd_per_gib_hour,
@@ -231,7 +234,7 @@ class ProviderContract:
         cloud.provider.terminate(instance.id)
         last = cloud.provider.billed_usd(instance.id)
         time.sleep(0.02)
-        assert first is not None and second is not None and last is not None
+        assert first is not None
         assert 0 <= first < second <= last == cloud.provider.billed_usd(instance.id)
 
     def test_an_instance_that_never_was_has_no_bill(self, cloud: Cloud) -> None:
