@@ -60,8 +60,9 @@ CODES: dict[str, str] = {
     "LRY-CONFIG-FAMILY": "no model family of that name, or it cannot be told",
     "LRY-CONFIG-PROVIDER": "no provider of that name",
     "LRY-CONFIG-RULE": "values that do not go together",
+    "LRY-DATA-CHANGED": "a file changed after it was checked",
 }
-"""What `Finding.code` says about the file."""
+"""What `Finding.code` can say besides the codes of `trainer.errors`."""
 
 OTHER_SPELLINGS: dict[str, str] = {
     "network_dim": "rank",
