@@ -69,19 +69,29 @@ class TrainingOptions(Message):
     optimizer: Literal["AdamW", "AdamW8bit"] = Field("AdamW8bit", description="Optimizer. AdamW8bit keeps its states in 8 bits.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
-    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts"] = Field("constant", description="Shape of the learning rate over the run.")
+    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts"] = Field(
+        "constant", description="Shape of the learning rate over the run."
+    )
     lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
     lr_restarts: int = Field(3, ge=1, le=100, description="Cycles of `cosine_with_restarts`.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); off when not given.")
-    noise_offset: float = Field(0.0, ge=0, le=1, description="Adds a constant shift to the noise of each channel; helps very dark and bright pictures.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("bf16", description="Precision of the frozen model and of the arithmetic; the adapter's own weights stay fp32.")
+    noise_offset: float = Field(
+        0.0, ge=0, le=1, description="Adds a constant shift to the noise of each channel; helps very dark and bright pictures."
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "bf16", description="Precision of the frozen model and of the arithmetic; the adapter's own weights stay fp32."
+    )
     save_precision: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="Precision of the adapter file.")
-    gradient_checkpointing: bool = Field(False, description="Compute activations twice instead of keeping them: less VRAM, about a third slower.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: less VRAM, about a third slower."
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Two runs with one seed on one machine give the same adapter.")
     save_every_steps: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many steps.")
     save_every_epochs: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many epochs.")
     sample_every_steps: int | None = Field(None, ge=1, description="Draw `sample_prompts` every so many steps.")
-    sample_prompts: tuple[str, ...] = Field((), description="Prompts to draw while training, with kohya's flags: `--n NEGATIVE --w 512 --h 512 --d SEED --l CFG --s STEPS`.")
+    sample_prompts: tuple[str, ...] = Field(
+        (), description="Prompts to draw while training, with kohya's flags: `--n NEGATIVE --w 512 --h 512 --d SEED --l CFG --s STEPS`."
+    )
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingOptions:

@@ -1,0 +1,233 @@
+"""What a base model is, told from its files without loading it.
+
+Torch-free. Reads JSON and the headers of safetensors files by a strict reader of its own; never a weight,
+never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import BaseModelError
+
+MAX_HEADER = 100 * 1024 * 1024
+"""As the safetensors library: no header is larger."""
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+
+_PIPELINES = {
+    "StableDiffusionPipeline": "sd15",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "StableDiffusionInpaintPipeline": "an inpainting model",
+    "StableDiffusionXLInpaintPipeline": "an SDXL inpainting model",
+}
+
+_DTYPE_BYTES = {
+    "F64": 8,
+    "I64": 8,
+    "U64": 8,
+    "F32": 4,
+    "I32": 4,
+    "U32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "U16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A base model and what is known of it."""
+
+    kind: Literal["folder", "checkpoint", "hub"]
+    location: str
+    """Absolute path, or the hub id."""
+    family: str | None
+    """A family's name, or words for what it is instead; None for a hub id, which nobody has looked at yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One entry of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def inspect_base(base: str, root: Path) -> Base:
+    """Say what `base` names: a folder or file below `root` (or absolute), or a hub id."""
+    path = root / base
+    if path.is_dir():
+        return Base(kind="folder", location=str(path.resolve()), family=_family_of_folder(path))
+    if path.is_file():
+        if path.suffix.lower() in {".ckpt", ".pt", ".pth", ".bin"}:
+            raise BaseModelError(
+                "LRY-BASE-PICKLE", f"{base} is a pickle, which can run code when opened.", "Take the .safetensors of the same model."
+            )
+        return Base(kind="checkpoint", location=str(path.resolve()), family=family_of_keys(read_header(path)))
+    if _HUB_ID.match(base) and not base.endswith((".safetensors", ".ckpt")):
+        return Base(kind="hub", location=base, family=None)
+    raise BaseModelError(
+        "LRY-BASE-MISSING",
+        f"the base {base} is not there.",
+        "Give a diffusers folder, one .safetensors checkpoint, or a hub id like owner/name.",
+    )
+
+
+def expect_family(base: Base, family: str) -> None:
+    """Refuse a base of another family, in words."""
+    if base.family is None or base.family == family:
+        return
+    name = Path(base.location).name
+    raise BaseModelError(
+        "LRY-BASE-FAMILY",
+        f"{name} is {_article(base.family)}, not {family}.",
+        f"Set `family` to what the base is, or give a base of family {family}.",
+    )
+
+
+def _article(family: str) -> str:
+    return family if " " in family else f"of family {family}"
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes and shapes in a safetensors file. Strict: whatever does not add up is refused."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
+            raise _broken(path, "has no safetensors header")
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise _broken(path, "has a header that is no JSON") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "has a header that is no table")
+    header.pop("__metadata__", None)
+    infos = {name: _checked(path, name, entry, size - 8 - length) for name, entry in header.items()}
+    if not infos:
+        raise _broken(path, "holds no tensors")
+    if sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) != size - 8 - length:
+        raise _broken(path, "is cut short or has stray bytes: its size does not match its header")
+    return infos
+
+
+def _checked(path: Path, name: str, entry: Any, room: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
+            isinstance(n, int) and n >= 0 for n in shape
+        ):
+            count = 1
+            for n in shape:
+                count *= n
+            if not 0 <= start <= end <= room:
+                raise _broken(path, f"is cut short: tensor {name[:80]!r} ends outside the file")
+            if dtype in _DTYPE_BYTES and count * _DTYPE_BYTES[dtype] != end - start:
+                raise _broken(path, f"has a tensor {name[:80]!r} of the wrong length")
+            return TensorInfo(dtype, tuple(shape))
+        case _:
+            raise _broken(path, f"has a malformed entry for tensor {name[:80]!r}")
+
+
+def _broken(path: Path, fact: str) -> BaseModelError:
+    return BaseModelError("LRY-BASE-BROKEN", f"{path.name} {fact}.", "Fetch it again and compare its SHA-256 with the publisher's.")
+
+
+def family_of_keys(header: Mapping[str, TensorInfo]) -> str:
+    """The family of a single-file checkpoint, or words for what it is."""
+    keys = header.keys()
+    if any(k.endswith((".lora_down.weight", ".lora_A.weight", ".lora.down.weight", ".hada_w1_a", ".lokr_w1")) for k in keys):
+        raise BaseModelError(
+            "LRY-BASE-NOT-A-MODEL", "the base file is a LoRA.", "A LoRA is trained on a full model: give that model's checkpoint."
+        )
+    if any("double_blocks.0.img_attn" in k for k in keys):
+        return "flux"
+    if any("joint_blocks.0." in k for k in keys):
+        return "sd3"
+    unet = "model.diffusion_model."
+    if f"{unet}input_blocks.0.0.weight" not in keys:
+        if any(k.startswith(("encoder.down", "first_stage_model.")) for k in keys):
+            raise BaseModelError("LRY-BASE-NOT-A-MODEL", "the base file is a VAE alone.", "Give the full checkpoint.")
+        raise BaseModelError(
+            "LRY-BASE-UNKNOWN",
+            "the base file is no Stable Diffusion checkpoint that is known here.",
+            "Give a checkpoint in the original layout, or a diffusers folder.",
+        )
+    if header[f"{unet}input_blocks.0.0.weight"].shape[1:2] == (9,):
+        return "an inpainting model"
+    if f"{unet}label_emb.0.0.weight" in keys:
+        return "sdxl"
+    return _sd1_or_sd2(header)
+
+
+def _sd1_or_sd2(header: Mapping[str, TensorInfo]) -> str:
+    if any(k.startswith("cond_stage_model.model.") for k in header):
+        return "sd2"
+    if any(k.startswith("cond_stage_model.transformer.") for k in header):
+        return "sd15"
+    raise BaseModelError(
+        "LRY-BASE-NOT-A-MODEL", "the base file has a UNet but no text encoder.", "Give the full checkpoint, not a pruned UNet."
+    )
+
+
+def _family_of_folder(folder: Path) -> str:
+    index = _json(folder / "model_index.json", folder)
+    pipeline = str(index.get("_class_name"))
+    family = _PIPELINES.get(pipeline)
+    if family is None:
+        return f"a {pipeline}"
+    if family != "sd15":
+        return family
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise BaseModelError("LRY-BASE-MISSING", f"the base {folder.name} has no folder {part}/.", "Fetch the whole model.")
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise _without_safetensors(folder, part)
+    config = _json(folder / "unet" / "config.json", folder)
+    if config.get("in_channels") == 9:
+        return "an inpainting model"
+    return "sd2" if config.get("cross_attention_dim") == 1024 else "sd15"  # OpenCLIP-H is 1024 wide
+
+
+def _without_safetensors(folder: Path, part: str) -> BaseModelError:
+    if any((folder / part).glob("*.bin")):
+        return BaseModelError(
+            "LRY-BASE-PICKLE",
+            f"{folder.name}/{part} has pickled weights only, which can run code.",
+            "Take the .safetensors of the same model.",
+        )
+    return BaseModelError("LRY-BASE-MISSING", f"{folder.name}/{part} has no weights.", "Fetch the whole model.")
+
+
+def _json(path: Path, folder: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BaseModelError(
+            "LRY-BASE-UNKNOWN",
+            f"{folder.name} is no diffusers folder: {path.relative_to(folder)} is not there.",
+            "Give the folder that holds model_index.json, or a .safetensors file.",
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BaseModelError(
+            "LRY-BASE-BROKEN", f"{path.relative_to(folder)} of {folder.name} is no JSON.", "Fetch the model again."
+        ) from error
+    if not isinstance(value, dict):
+        raise BaseModelError("LRY-BASE-BROKEN", f"{path.relative_to(folder)} of {folder.name} is no table.", "Fetch the model again.")
+    return value

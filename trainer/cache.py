@@ -1,0 +1,64 @@
+"""Latents and text embeddings, made once and found again by what they were made from.
+
+A cache file's name is the hash of everything that decides its content: the picture's bytes, how it is cut,
+the VAE's weights; the caption, the tokenizer's ids and the text encoder's weights. So a changed picture at
+the same path and size is a new address, and nothing stale can be used. Shared by all jobs of a session.
+
+The VAE gives a distribution; its mean is kept. Stable Diffusion's posterior is nearly a point (its deviation
+is in the order of a thousandth of the latents'), so a draw adds noise but no information, and the mean needs
+no random stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .files import write_atomically
+
+_ADDRESS = re.compile(r"^[0-9a-f]{64}$")
+
+
+def address(*facts: object) -> str:
+    """Where the result of these facts lies."""
+    sha = hashlib.sha256()
+    for fact in facts:
+        text = fact if isinstance(fact, bytes) else str(fact).encode()
+        sha.update(f"{len(text)}:".encode() + text)
+    return sha.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Cache:
+    """A folder of tensors by address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made = 0
+        self.found = 0
+
+    def get(self, kind: str, where: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor at this address, made now if it is not there or cannot be read."""
+        assert _ADDRESS.match(where)
+        path = self.folder / kind / f"{where}.safetensors"
+        try:
+            value: Tensor = load_tensors(path.read_bytes())["value"]
+        except (OSError, SafetensorError, KeyError):
+            value = make().detach().cpu().contiguous()
+            write_atomically(path, save_tensors({"value": value}), durable=False)
+            self.made += 1
+        else:
+            self.found += 1
+        return value

@@ -1,0 +1,136 @@
+"""Checkpoints: what is needed to go on as if nothing had happened, in one safetensors file.
+
+Holds the adapter in fp32 and the optimizer's state as tensors; step, digest, optimizer numbers and loss
+scale as JSON in the header. No random state: draws have addresses (`streams`). No pickle. A file is whole
+(atomic write) and says so itself (a hash over its tensors), and belongs to one job (the digest).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .adapters import Adapter
+from .base import read_header
+from .errors import BaseModelError, IntegrityError
+from .files import Written, write_atomically
+from .optimizers import LossScale, restore, state_of
+
+KEPT = 2
+"""Checkpoints that stay on the machine: the newest, and one to fall back on."""
+
+_NAME = re.compile(r"^step(\d{6,})\.safetensors$")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    numbers: dict[str, float]
+    scale: float
+    good: int
+
+    def apply(self, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> None:
+        """Make adapter, optimizer and loss scale what they were."""
+        with torch.no_grad():
+            for part, flat in adapter.flat.items():
+                flat.copy_(self.tensors[f"adapter.{part}"])
+        states = {name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")}
+        restore(optimizer, states, self.numbers)
+        scaler.value, scaler.good = self.scale, self.good
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """What a checkpoint must agree on with the job that resumes it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def save(folder: Path, *, step: int, digest: str, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> Written:
+    """Write the checkpoint of `step` and remove those beyond the last `KEPT`."""
+    states, numbers = state_of(optimizer)
+    tensors = {f"adapter.{part}": flat.detach() for part, flat in adapter.flat.items()}
+    tensors |= {f"optimizer.{name}": value for name, value in states.items()}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.clone() for name, value in tensors.items()}  # 8-bit states share their maps; a file shares nothing
+    facts = {
+        "version": 1,
+        "step": step,
+        "digest": digest,
+        "numbers": numbers,
+        "scale": scaler.value,
+        "good": scaler.good,
+        "content": _hash(tensors),
+    }
+    written = write_atomically(folder / f"step{step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
+    for old in _newest_first(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return written
+
+
+def find(folder: Path, digest: str, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of this job; torn ones are skipped with a word, those of another job refused."""
+    for path in _newest_first(folder):
+        try:
+            return load(path, digest)
+        except IntegrityError as error:
+            if error.code == "LRY-CKPT-DIGEST":
+                raise
+            warn(f"{error.message} The one before is used.")
+    return None
+
+
+def load(path: Path, digest: str) -> Checkpoint:
+    """Read one checkpoint, whole and of this job or not at all."""
+    try:
+        read_header(path)
+        raw = path.read_bytes()
+        facts = json.loads(_metadata(raw)["lorry"])
+        tensors = load_tensors(raw)
+        whole = facts["version"] == 1 and facts["content"] == _hash(tensors)
+        step, theirs = int(facts["step"]), str(facts["digest"])
+        numbers, scale, good = dict(facts["numbers"]), float(facts["scale"]), int(facts["good"])
+    except (BaseModelError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _torn(path) from error
+    if not whole:
+        raise _torn(path)
+    if theirs != digest:
+        hint = "Give the job another name, or move its out/checkpoints/ away to start anew."
+        raise IntegrityError("LRY-CKPT-DIGEST", f"checkpoint {path.name} was made with other options, pictures or another base.", hint)
+    return Checkpoint(path, step, tensors, numbers, scale, good)
+
+
+def _torn(path: Path) -> IntegrityError:
+    return IntegrityError("LRY-CKPT-TORN", f"checkpoint {path.name} is incomplete or damaged.", "Remove it.")
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    return dict(header["__metadata__"])
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.match(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]

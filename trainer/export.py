@@ -1,0 +1,233 @@
+"""Adapter files: kohya's names, true alpha, and the metadata that other programs read.
+
+kohya's rule: prefix + module path with dots as underscores; `.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+The weight added to the base is up @ down * alpha / rank. Metadata keys as sd-scripts `train_network.py` and
+SAI modelspec 1.0.1 write them: A1111, Forge, SD.Next and Civitai show and search by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from .adapters import Adapter, Target
+from .base import read_header
+from .buckets import Plan, Size
+from .dataset import Sample
+from .errors import BaseModelError, IntegrityError
+from .files import Written, write_atomically
+from .protocol import JobSpec
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+KeyOf = Callable[[str, str], str]
+"""Part and module path -> kohya's name. A family's key map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a family says about itself in the metadata."""
+
+    base_model_version: str
+    architecture: str
+    implementation: str
+    prediction: str
+    v2: bool = False
+
+
+def to_kohya(adapter: Adapter, key_of: KeyOf, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The adapter under kohya's names."""
+    tensors: dict[str, Tensor] = {}
+    for part in adapter.layouts:
+        for target, down, up in adapter.matrices(part):
+            name = key_of(part, target.name)
+            tail = (1, 1) if target.conv else ()
+            tensors[f"{name}.lora_down.weight"] = down.reshape(*down.shape, *tail).to("cpu", dtype, copy=True)
+            tensors[f"{name}.lora_up.weight"] = up.reshape(*up.shape, *tail).to("cpu", dtype, copy=True)
+            tensors[f"{name}.alpha"] = torch.tensor(adapter.scale * adapter.rank, dtype=dtype)
+    return tensors
+
+
+def to_peft(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter under diffusers' names, alpha folded in: `unet.<path>.lora_A.weight`."""
+    tensors: dict[str, Tensor] = {}
+    for part in adapter.layouts:
+        for target, down, up in adapter.matrices(part):
+            tail = (1, 1) if target.conv else ()
+            tensors[f"{part}.{target.name}.lora_A.weight"] = down.reshape(*down.shape, *tail).cpu().clone()
+            tensors[f"{part}.{target.name}.lora_B.weight"] = (up * adapter.scale).reshape(*up.shape, *tail).cpu().clone()
+    return tensors
+
+
+def save_adapter(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
+    """Write an adapter file with its hashes, atomically."""
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    bare = save_tensors(dict(tensors), training)  # the hashes leave out what a user may edit later, as sd-scripts does
+    start = 8 + int.from_bytes(bare[:8], "little")
+    hashes = {
+        "sshs_model_hash": hashlib.sha256(bare[start:]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(bare[0x100000:0x110000]).hexdigest()[:8],
+    }
+    return write_atomically(path, save_tensors(dict(tensors), {**metadata, **hashes}))
+
+
+def read_adapter(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """A kohya-named file: name -> down [r, in, ...], up [out, r, ...], alpha."""
+    try:
+        read_header(path)
+        tensors = load_file(path)
+    except (BaseModelError, OSError) as error:
+        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} cannot be read as safetensors.", "Fetch it again.") from error
+    found: dict[str, tuple[Tensor, Tensor, float]] = {}
+    for key in [k for k in tensors if k.endswith(".lora_down.weight")]:
+        name = key.removesuffix(".lora_down.weight")
+        down, up = tensors.pop(key), tensors.pop(f"{name}.lora_up.weight", None)
+        if up is None or up.shape[1] != down.shape[0]:
+            raise IntegrityError(
+                "LRY-FILE-ADAPTER", f"{path.name} has no fitting lora_up for {name}.", "It is damaged, or made by another method."
+            )
+        alpha = tensors.pop(f"{name}.alpha", None)
+        found[name] = (down, up, float(down.shape[0]) if alpha is None else float(alpha))
+    if tensors or not found:
+        odd = next(iter(tensors), "nothing")
+        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} holds {odd}, which no plain LoRA has.", "Convert it first.")
+    return found
+
+
+def load_into(adapter: Adapter, path: Path, key_of: KeyOf) -> None:
+    """Fill an adapter from a kohya-named file of the same targets and rank. The scale becomes the file's."""
+    stored = read_adapter(path)
+    wanted = {key_of(part, t.name): (part, t) for part, lay in adapter.layouts.items() for t in lay.targets}
+    if wanted.keys() != stored.keys():
+        odd = min(wanted.keys() ^ stored.keys())
+        raise IntegrityError(
+            "LRY-FILE-ADAPTER", f"{path.name} adapts other layers than this job: {odd}.", "Use the options it was made with."
+        )
+    for part in adapter.layouts:
+        for target, down, up in adapter.matrices(part):
+            _fill(path, key_of(part, target.name), target, (down, up), stored)
+    adapter.scale = next(iter(stored.values()))[2] / adapter.rank
+
+
+def _fill(path: Path, name: str, target: Target, views: tuple[Tensor, Tensor], stored: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
+    down, up, _ = stored[name]
+    if down.numel() != views[0].numel() or up.numel() != views[1].numel():
+        wanted = f"{target.fan_in} -> {target.fan_out}, rank {views[0].shape[0]}"
+        message = f"{path.name} has {name} with rank {down.shape[0]}; the job's layer is {wanted}."
+        raise IntegrityError("LRY-FILE-ADAPTER", message, "Set `rank` to the file's.")
+    views[0].copy_(down.reshape(views[0].shape))
+    views[1].copy_(up.reshape(views[1].shape))
+
+
+# --- metadata --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What happened, for the metadata."""
+
+    samples: Sequence[Sample]
+    buckets: Sequence[Size]
+    plan: Plan
+    started_at: datetime
+    optimizer: str
+    base_name: str
+    version: str
+
+
+def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_name: str) -> dict[str, str]:
+    """All values are strings, `None` and JSON included: that is how readers expect them."""
+    now = datetime.now(UTC)
+    text = job.text_encoder_lr or 0
+    unet = job.learning_rate if job.unet_lr is None else job.unet_lr
+    values: dict[str, object] = {
+        "ss_output_name": final_name,
+        "ss_sd_model_name": facts.base_name,
+        "ss_base_model_version": origin.base_model_version,
+        "ss_v2": origin.v2,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": job.rank,
+        "ss_network_alpha": job.scale * job.rank,
+        "ss_network_args": None,
+        "ss_network_dropout": None,
+        "ss_learning_rate": job.learning_rate,
+        "ss_unet_lr": unet,
+        "ss_text_encoder_lr": text or None,
+        "ss_optimizer": f"{facts.optimizer}(weight_decay={job.weight_decay})",
+        "ss_lr_scheduler": job.lr_scheduler,
+        "ss_lr_warmup_steps": job.lr_warmup_steps,
+        "ss_max_grad_norm": job.max_grad_norm,
+        "ss_seed": job.seed,
+        "ss_steps": step,
+        "ss_max_train_steps": facts.plan.steps,
+        "ss_epoch": -(-step // facts.plan.steps_per_epoch),
+        "ss_num_epochs": facts.plan.epochs,
+        "ss_num_train_images": facts.plan.images,
+        "ss_num_reg_images": 0,
+        "ss_num_batches_per_epoch": facts.plan.batches_per_epoch,
+        "ss_batch_size_per_device": job.batch_size,
+        "ss_total_batch_size": job.batch_size,
+        "ss_gradient_accumulation_steps": job.gradient_accumulation,
+        "ss_gradient_checkpointing": job.gradient_checkpointing,
+        "ss_mixed_precision": job.mixed_precision,
+        "ss_full_fp16": False,
+        "ss_cache_latents": True,
+        "ss_clip_skip": None,
+        "ss_max_token_length": None,
+        "ss_min_snr_gamma": job.min_snr_gamma,
+        "ss_noise_offset": job.noise_offset or None,
+        "ss_loss_type": "l2",
+        "ss_prior_loss_weight": 1.0,
+        "ss_caption_dropout_rate": job.caption_dropout,
+        "ss_shuffle_caption": job.shuffle_caption,
+        "ss_keep_tokens": job.keep_tokens,
+        "ss_flip_aug": job.flip,
+        "ss_color_aug": False,
+        "ss_random_crop": False,
+        "ss_resolution": (job.resolution, job.resolution),
+        "ss_enable_bucket": True,
+        "ss_bucket_no_upscale": job.bucket_no_upscale,
+        "ss_min_bucket_reso": job.min_bucket,
+        "ss_max_bucket_reso": job.max_bucket,
+        "ss_training_started_at": facts.started_at.timestamp(),
+        "ss_training_finished_at": now.timestamp(),
+        "ss_training_comment": job.comment or None,
+    }
+    values |= {key: json.dumps(value) for key, value in _data_facts(facts).items()}
+    values |= {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": origin.architecture,
+        "modelspec.implementation": origin.implementation,
+        "modelspec.title": final_name,
+        "modelspec.resolution": f"{job.resolution}x{job.resolution}",
+        "modelspec.date": now.strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.prediction_type": origin.prediction,
+    }
+    if job.trigger:
+        values["modelspec.trigger_phrase"] = job.trigger
+    values["lorry_version"] = facts.version
+    return {key: str(value) for key, value in values.items()}
+
+
+def _data_facts(facts: Facts) -> dict[str, object]:
+    """Tag counts by folder (readers take trigger words from them), folder sizes, buckets."""
+    tags: dict[str, Counter[str]] = {}
+    folders: dict[str, dict[str, int]] = {}
+    buckets: Counter[Size] = Counter()
+    for sample, bucket in zip(facts.samples, facts.buckets, strict=True):
+        folder = folders.setdefault(sample.folder, {"n_repeats": sample.repeats, "img_count": 0})
+        folder["img_count"] += 1
+        buckets[bucket] += sample.repeats
+        tags.setdefault(sample.folder, Counter()).update(tag.strip() for tag in sample.caption.split(",") if tag.strip())
+    shapes = {str(i): {"resolution": list(size), "count": buckets[size]} for i, size in enumerate(sorted(buckets))}
+    return {"ss_tag_frequency": tags, "ss_dataset_dirs": folders, "ss_bucket_info": {"buckets": shapes}}

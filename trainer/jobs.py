@@ -1,0 +1,543 @@
+"""One job from its spec to its files: read data, load the base, cache, train, save, draw.
+
+Straight line: `run_job` reads from top to bottom. Knows no family by name and no process: the model comes
+from a plug-in, events go to a function, and whether to stop is asked of a function.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
+from torch import Tensor
+
+from . import checkpoint, dataset, export, loop, optimizers, pictures, prompts, streams
+from .adapters import Adapter
+from .base import expect_family, inspect_base
+from .buckets import Fit
+from .cache import Cache, address, file_hash
+from .errors import DatasetError, SpecError, StopRequested, TrainerError, TrainingError
+from .events import Emit
+from .families import plugin
+from .files import Written, write_atomically
+from .protocol import Committed, Ended, JobSpec, Phase, Started, Step, Warned
+
+VERSION = "0.1.0"
+STEP_EVENT_EVERY_S = 0.2
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+NOT_IN_DIGEST = {
+    "name",
+    "output",
+    "comment",
+    "dataset",
+    "base",
+    "base_revision",
+    "save_every_steps",
+    "save_every_epochs",
+    "save_precision",
+    "sample_every_steps",
+    "sample_prompts",
+}
+"""Options that change no weight. Dataset and base count by content, not by place."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where jobs run, and what they share."""
+
+    root: Path
+    emit: Emit
+    clock: Callable[[], float] = time.monotonic
+    stopping: Callable[[], bool] = lambda: False
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _model: Any = None
+    _model_key: tuple[object, ...] = ()
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.root / "cache")
+
+    def model(self, job: JobSpec, dtype: torch.dtype) -> tuple[ModuleType, Any]:
+        """The family's plug-in and the loaded base; jobs on the same base get the same."""
+        family = plugin(job.family)
+        base = inspect_base(job.base, self.root)
+        expect_family(base, job.family)
+        key = (job.family, base.location, job.base_revision, dtype)
+        if key != self._model_key:
+            self._model, self._model_key = None, ()  # the old one goes before the new one comes
+            self._model = family.load(base, job.base_revision, self.device, dtype)
+            self._model_key = key
+        return family, self._model
+
+    def pause(self) -> None:
+        """A point at which a stop is honoured."""
+        if self.stopping():
+            raise StopRequested
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a job ended."""
+
+    name: str
+    state: Literal["done", "stopped", "failed"]
+    step: int
+    loss: float | None = None
+    adapter: Path | None = None
+    sha256: str = ""
+    code: str = ""
+    message: str = ""
+    exit_code: int = 0
+
+
+@dataclass(slots=True)
+class _Run:
+    """A job under way: everything its steps need."""
+
+    job: JobSpec
+    place: Place
+    family: ModuleType
+    model: Any
+    lane: loop.Lane
+    facts: export.Facts
+    prompts: tuple[prompts.Prompt, ...]
+    embedding: Callable[[str], Tensor]
+    digest: str
+    last_good: int = 0
+
+    @property
+    def out(self) -> Path:
+        return self.place.root / self.job.output
+
+
+def load_job(path: Path) -> JobSpec:
+    """Read a job file; everything wrong with it at once."""
+    try:
+        return JobSpec.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SpecError("LRY-JOB-READ", f"{path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise SpecError("LRY-JOB-SPEC", f"{path.name}: {wrong}.") from error
+
+
+def run_job(job: JobSpec, place: Place) -> Result:
+    """Train one job to its end, whatever that is: this returns, and says it in an `ended` event."""
+    progress = [0]
+    try:
+        with _translated(progress):
+            result = _train(job, place, progress)
+    except StopRequested:
+        result = Result(
+            job.name, "stopped", progress[0], message="stopped before training began" if progress[0] == 0 else "stopped on request"
+        )
+    except TrainerError as error:
+        result = Result(job.name, "failed", progress[0], code=error.code, message=str(error), exit_code=error.exit_code)
+    place.emit(Ended(at_s=place.clock(), job=job.name, state=result.state, step=result.step, message=result.message, code=result.code))
+    return result
+
+
+@contextmanager
+def _translated(progress: Sequence[int]) -> Iterator[None]:
+    """The border: what torch and the system raise becomes an error of ours."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(progress[0]) from error
+    except RuntimeError as error:
+        if "alloc" in str(error) and "memory" in str(error):  # the CPU allocator has no class of its own
+            raise _out_of_memory(progress[0]) from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM):
+            message = f"cannot write after step {progress[0]}: {error.strerror}."
+            raise TrainingError(
+                "LRY-TRAIN-DISK", message, "Give the machine more disk (disk_gib); what was saved before is good."
+            ) from error
+        raise
+
+
+def _out_of_memory(step: int) -> TrainingError:
+    hint = "Turn on gradient_checkpointing, lower batch_size or resolution, or rent a card with more memory."
+    return TrainingError("LRY-TRAIN-OOM", f"out of memory after step {step}.", hint)
+
+
+def _train(job: JobSpec, place: Place, progress: list[int]) -> Result:
+    run = _prepare(job, place)
+    progress[0] = run.lane.step
+    with _attached(run):
+        _keep_up(run, resumed=run.lane.step > 0)
+        _say_phase(run, "training")
+        losses = _Losses(run)
+        while not run.lane.done:
+            if place.stopping():
+                losses.flush()
+                _save(run, with_adapter=True)
+                raise StopRequested
+            (stepped,) = loop.step(run.model, [run.lane])
+            if stepped.error is not None:
+                losses.flush()
+                raise _located(stepped.error, run)
+            progress[0] = run.lane.step
+            losses.add(stepped)
+            _keep_up(run, resumed=False)
+        written = _commit_adapter(run, final=True)
+    return Result(job.name, "done", run.lane.step, losses.last, written.path, written.sha256)
+
+
+def _located(error: TrainingError, run: _Run) -> TrainingError:
+    saved = f"The last good checkpoint is step {run.last_good}." if run.last_good else "Nothing had been saved yet."
+    return TrainingError(error.code, f"{error.message} {saved}", error.hint)
+
+
+# --- before training -------------------------------------------------------------------------------
+
+
+def _prepare(job: JobSpec, place: Place) -> _Run:
+    rates = _rates(job)
+    wanted = prompts.parse_prompts(job.sample_prompts) if job.sample_every_steps else ()
+    samples = _read_dataset(job, place)
+    dtype, warning = precision(job, place.device)
+    if warning:
+        _warn(job, place, warning)
+    place.emit(Phase(at_s=place.clock(), job=job.name, phase="loading", detail=job.base))
+    place.pause()
+    family, model = place.model(job, dtype)
+    plan = dataset.plan(job, samples)
+    fits = dataset.fits(job, samples)
+    targets = model.targets(list(rates))
+    place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(samples)} pictures"))
+    hashes = [file_hash(sample.image) for sample in samples]
+    data = _cached(job, place, family, model, _Pictures(samples, fits, hashes))
+    embedding = _prompt_embeddings(job, place, model, wanted)
+    model.release_encoders(keep_text="text_encoder" in rates or job.shuffle_caption)
+    adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
+    optimizer, warning = optimizers.create(job, adapter.flat)
+    if warning:
+        _warn(job, place, warning)
+    lane = loop.Lane(job, plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
+    facts = export.Facts(
+        samples=samples,
+        buckets=[f.bucket for f in fits],
+        plan=plan,
+        started_at=datetime.now(UTC),
+        optimizer=type(optimizer).__name__,
+        base_name=model.name,
+        version=VERSION,
+    )
+    run = _Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes))
+    _resume(run)
+    _say_started(run)
+    return run
+
+
+def _rates(job: JobSpec) -> dict[str, float]:
+    """The parts that are trained, with their learning rates."""
+    unet = job.learning_rate if job.unet_lr is None else job.unet_lr
+    rates = {"unet": unet, "text_encoder": job.text_encoder_lr or 0.0}
+    trained = {part: rate for part, rate in rates.items() if rate > 0}
+    if not trained:
+        raise SpecError(
+            "LRY-JOB-NOTHING", "every learning rate is 0: nothing would be trained.", "Set learning_rate, unet_lr or text_encoder_lr."
+        )
+    return trained
+
+
+def _read_dataset(job: JobSpec, place: Place) -> tuple[dataset.Sample, ...]:
+    found = dataset.scan(place.root / job.dataset, job)
+    for problem in [p for p in found.problems if p.severity == "warning"][:20]:
+        _warn(job, place, f"{problem.path}: {problem.message} {problem.hint}")
+    if found.errors:
+        first = found.errors[0]
+        more = f" ({len(found.errors) - 1} more like it or other problems.)" if len(found.errors) > 1 else ""
+        raise DatasetError(first.code, f"{first.path}: {first.message}", f"{first.hint}{more}")
+    return found.samples
+
+
+def precision(job: JobSpec, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype to compute in, and a warning where it is not the one asked for."""
+    if device.type == "cpu" and job.mixed_precision != "no":
+        return torch.float32, f"mixed_precision {job.mixed_precision} is for GPUs; on this CPU fp32 is used, which is exact."
+    if job.mixed_precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16, "this card has no bf16; fp16 with a loss scale is used."
+    return DTYPES[job.mixed_precision], ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """The dataset as the model will see it."""
+
+    samples: Sequence[dataset.Sample]
+    fits: Sequence[Fit]
+    hashes: Sequence[str]
+
+
+def _cached(job: JobSpec, place: Place, family: ModuleType, model: Any, shown: _Pictures) -> loop.Data:
+    cache = place.cache
+    latents: dict[tuple[int, bool], Tensor] = {}
+    for index, (sample, fit, content) in enumerate(zip(shown.samples, shown.fits, shown.hashes, strict=True)):
+        for mirrored in (False, True) if job.flip else (False,):
+            place.pause()
+            where = address("latent", pictures.VERSION, content, fit.bucket, fit.resized, mirrored, model.latent_address())
+            make = partial(_latent, model, sample.image, fit, mirrored=mirrored)
+            latents[index, mirrored] = cache.get("latents", where, make)
+    captions = [sample.caption for sample in shown.samples]
+    return loop.Data(
+        buckets=[fit.bucket for fit in shown.fits],
+        repeats=[sample.repeats for sample in shown.samples],
+        latents=lambda index, mirrored: latents[index, mirrored],
+        condition=_conditions(job, place, family, model, captions),
+        captions=captions,
+    )
+
+
+def _latent(model: Any, path: Path, fit: Fit, *, mirrored: bool) -> Tensor:
+    pixels = torch.from_numpy(pictures.fitted(pictures.read_rgb(path), fit)).permute(2, 0, 1)  # [3, h, w]
+    latent: Tensor = model.encode_pixels(pixels.flip(2) if mirrored else pixels)  # [c, h/8, w/8]
+    return latent
+
+
+def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, captions: Sequence[str]) -> Callable[[str], Tensor]:
+    """Captions -> what the model is told: embeddings made once; or token ids, where the text encoder is trained too."""
+    counts = {caption: model.token_count(caption) for caption in set(captions)}
+    if long := {c: n for c, n in counts.items() if n > family.MAX_TOKENS}:
+        worst = max(long, key=lambda c: long[c])
+        cut = f"{len(long)} captions are longer than {family.MAX_TOKENS} tokens and are cut"
+        _warn(job, place, f"{cut}; the longest has {long[worst]}: {worst[:80]!r}...")
+    known: dict[str, Tensor] = {}
+    trained = (job.text_encoder_lr or 0) > 0
+
+    def condition(caption: str) -> Tensor:
+        if caption not in known:
+            known[caption] = model.tokens(caption) if trained else _embedded(place, model, caption)
+        return known[caption]
+
+    if not job.shuffle_caption:  # shuffled captions are too many to make ahead
+        for caption in [*captions, *([""] if job.caption_dropout else [])]:
+            place.pause()
+            condition(caption)
+    return condition
+
+
+def _embedded(place: Place, model: Any, text: str) -> Tensor:
+    where = address("text", model.tokens(text).tolist(), model.text_address())
+    return place.cache.get("text", where, lambda: model.encode_text(text))
+
+
+def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[prompts.Prompt]) -> Callable[[str], Tensor]:
+    """Prompts are embedded before the text encoder leaves; one that is trained embeds at the time of drawing."""
+    if (job.text_encoder_lr or 0) > 0:
+        return lambda text: model.encode_text(text)  # noqa: PLW0108  # looked up when called
+    made = {text: _embedded(place, model, text) for prompt in wanted for text in (prompt.text, prompt.negative)}
+    return lambda text: made[text]
+
+
+def _digest(job: JobSpec, model: Any, samples: Sequence[dataset.Sample], hashes: Sequence[str]) -> str:
+    spec = job.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    data = [[content, s.caption, s.repeats] for s, content in zip(samples, hashes, strict=True)]
+    return checkpoint.digest_of({"spec": spec, "data": data, "base": model.fingerprint(), "trainer": 1})
+
+
+def _resume(run: _Run) -> None:
+    found = checkpoint.find(run.out / "checkpoints", run.digest, lambda message: _warn(run.job, run.place, message))
+    if found is None:
+        return
+    found.apply(run.lane.adapter, run.lane.optimizer, run.lane.scaler)
+    run.lane.step = run.last_good = found.step
+    data = found.path.read_bytes()  # said again: the last life may have ended before it could
+    _say_committed(run, Written(found.path, len(data), hashlib.sha256(data).hexdigest()), "checkpoint", found.step)
+
+
+# --- while training --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _attached(run: _Run) -> Iterator[None]:
+    targets = [t for lay in run.lane.adapter.layouts.values() for t in lay.targets]
+    run.model.prepare(targets, checkpointing=run.job.gradient_checkpointing)
+    try:
+        yield
+    finally:
+        run.model.prepare([], checkpointing=False)
+
+
+class _Losses:
+    """Collects steps into events: at most five a second, but always the first and the last."""
+
+    def __init__(self, run: _Run) -> None:
+        self.run = run
+        self.last: float | None = None
+        self._pending: list[loop.Stepped] = []
+        self._said_at = -math.inf
+        self._since = time.monotonic()
+
+    def add(self, stepped: loop.Stepped) -> None:
+        self._pending.append(stepped)
+        self.last = stepped.loss
+        for message in self.run.lane.warnings:
+            _warn(self.run.job, self.run.place, message)
+        self.run.lane.warnings.clear()
+        if time.monotonic() - self._said_at >= STEP_EVENT_EVERY_S or self.run.lane.done:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._pending:
+            return
+        now, lane, many = time.monotonic(), self.run.lane, self._pending
+        norms = [s.grad_norm for s in many if math.isfinite(s.grad_norm)]
+        self.run.place.emit(
+            Step(
+                at_s=self.run.place.clock(),
+                job=self.run.job.name,
+                step=lane.step,
+                steps=lane.plan.steps,
+                epoch=lane.epoch,
+                loss=sum(s.loss for s in many) / len(many),
+                lr=lane.lr,
+                samples_per_s=sum(s.samples for s in many) / max(now - self._since, 1e-9),
+                grad_norm=sum(norms) / len(norms) if norms else None,
+            )
+        )
+        self._pending, self._said_at, self._since = [], now, now
+
+
+def _keep_up(run: _Run, *, resumed: bool) -> None:
+    """Do what is due after this step: save, draw. After a resume, only what the last life did not get to."""
+    step = run.lane.step
+    if step > 0 and _due_adapter(run):
+        _save(run, with_adapter=True, again=resumed)
+    elif step > 0 and _due_checkpoint(run) and not resumed:
+        _save(run, with_adapter=False)
+    if run.prompts and run.job.sample_every_steps and (step % run.job.sample_every_steps == 0 or run.lane.done):
+        _draw(run, again=resumed)
+
+
+def _due_adapter(run: _Run) -> bool:
+    job, step, per_epoch = run.job, run.lane.step, run.lane.plan.steps_per_epoch
+    if run.lane.done:
+        return False  # the finished adapter is coming
+    by_steps = job.save_every_steps is not None and step % job.save_every_steps == 0
+    return by_steps or (job.save_every_epochs is not None and step % (job.save_every_epochs * per_epoch) == 0)
+
+
+def _due_checkpoint(run: _Run) -> bool:
+    """Without a wish of the user's, ten checkpoints a run, so that a lost machine costs a tenth at most."""
+    if run.job.save_every_steps or run.job.save_every_epochs or run.lane.done:
+        return False
+    return run.lane.step % max(run.lane.plan.steps // 10, 25) == 0
+
+
+def _save(run: _Run, *, with_adapter: bool, again: bool = False) -> None:
+    lane = run.lane
+    _say_phase(run, "saving", f"step {lane.step}")
+    if not again and lane.step > 0:
+        folder = run.out / "checkpoints"
+        written = checkpoint.save(
+            folder, step=lane.step, digest=run.digest, adapter=lane.adapter, optimizer=lane.optimizer, scaler=lane.scaler
+        )
+        _say_committed(run, written, "checkpoint", lane.step)
+        run.last_good = lane.step
+    if with_adapter and lane.step > 0:
+        _commit_adapter(run, final=False)
+
+
+def _commit_adapter(run: _Run, *, final: bool) -> Written:
+    step = run.lane.step
+    name = run.job.name if final else f"{run.job.name}-step{step:06d}"
+    tensors = export.to_kohya(run.lane.adapter, run.family.key_of, export.DTYPES[run.job.save_precision])
+    facts = export.metadata(run.job, run.facts, run.model.origin(), step=step, final_name=name)
+    written = export.save_adapter(run.out / f"{name}.safetensors", tensors, facts)
+    _say_committed(run, written, "adapter", step, final=final)
+    return written
+
+
+def _draw(run: _Run, *, again: bool) -> None:
+    _say_phase(run, "sampling", f"step {run.lane.step}")
+    for number, prompt in enumerate(run.prompts):
+        if run.place.stopping():
+            return
+        path = run.out / "samples" / f"step{run.lane.step:06d}-{number}.png"
+        if again and path.is_file():
+            data = path.read_bytes()
+            _say_committed(run, Written(path, len(data), hashlib.sha256(data).hexdigest()), "sample", run.lane.step)
+            continue
+        written = write_atomically(path, _drawn(run, prompt, number))
+        _say_committed(run, written, "sample", run.lane.step)
+    run.model.release_encoders(keep_text="text_encoder" in run.lane.rates or run.job.shuffle_caption)
+    _say_phase(run, "training")
+
+
+def _drawn(run: _Run, prompt: prompts.Prompt, number: int) -> bytes:
+    """One sample as a PNG that says how it was made."""
+    job, model = run.job, run.model
+    size = (prompt.width or job.resolution, prompt.height or job.resolution)
+    seed = streams.key(job.seed, "sample", number) % 2**32 if prompt.seed is None else prompt.seed
+    with model.bank.use([run.lane.adapter], model.dtype):
+        embedding, negative = run.embedding(prompt.text), run.embedding(prompt.negative)
+    picture = model.draw(embedding, negative, size=size, seed=seed, guidance=prompt.guidance, steps=prompt.steps, adapter=run.lane.adapter)
+    about = PngInfo()
+    settings = f"Steps: {prompt.steps}, Sampler: DDIM, CFG scale: {prompt.guidance:g}, Seed: {seed}, Size: {size[0]}x{size[1]}"
+    negative_line = f"\nNegative prompt: {prompt.negative}" if prompt.negative else ""
+    about.add_itxt("parameters", f"{prompt.text}{negative_line}\n{settings}")  # as A1111 writes and others read it
+    about.add_itxt("lorry", json.dumps({"job": job.name, "step": run.lane.step, "prompt": prompt.text, "seed": seed}))
+    out = io.BytesIO()
+    picture.save(out, format="PNG", pnginfo=about)
+    return out.getvalue()
+
+
+# --- what is said ----------------------------------------------------------------------------------
+
+
+def _warn(job: JobSpec, place: Place, message: str) -> None:
+    place.emit(Warned(at_s=place.clock(), job=job.name, message=message[:2000]))
+
+
+def _say_phase(run: _Run, phase: Literal["training", "sampling", "saving"], detail: str = "") -> None:
+    run.place.emit(Phase(at_s=run.place.clock(), job=run.job.name, phase=phase, detail=detail))
+
+
+def _say_started(run: _Run) -> None:
+    lane, device = run.lane, run.place.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    plan = lane.plan
+    run.place.emit(
+        Started(
+            at_s=run.place.clock(),
+            job=run.job.name,
+            steps=plan.steps,
+            images=plan.images,
+            epochs=plan.epochs,
+            step=lane.step,
+            device=name,
+            trainable=lane.adapter.count(),
+        )
+    )
+
+
+def _say_committed(
+    run: _Run, written: Written, role: Literal["adapter", "checkpoint", "sample"], step: int, *, final: bool = False
+) -> None:
+    """In the session's names, also where a bare job writes elsewhere."""
+    path = f"jobs/{run.job.name}/out/{written.path.relative_to(run.out).as_posix()}"
+    run.place.emit(
+        Committed(
+            at_s=run.place.clock(), job=run.job.name, path=path, role=role, step=step, size=written.size, sha256=written.sha256, final=final
+        )
+    )

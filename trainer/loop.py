@@ -1,0 +1,275 @@
+"""One training loop for every family, for one job or for several in one pass.
+
+A `Lane` is one job's way through the training: its data order, adapter, optimizer, schedule and counters.
+`step` takes lanes one optimizer step further: batches of equal shape share a forward and a backward pass,
+then every lane clips and updates by itself. Solo is one lane.
+
+Every random draw has an address (job seed, stream, step, row), so a lane's draws depend neither on its
+neighbours nor on where a run was interrupted. Knows nothing of families, files or events.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from . import objective, schedules, streams
+from .adapters import Adapter, Bank
+from .buckets import Plan, Size, epoch_batches
+from .errors import TrainingError
+from .optimizers import LossScale, clip
+from .protocol import TrainingOptions
+
+
+class Denoiser(Protocol):
+    """What the loop asks of a model."""
+
+    bank: Bank
+    device: torch.device
+    dtype: torch.dtype
+
+    def draw_timestep(self, generator: torch.Generator) -> Tensor:
+        """One sample's timestep, 0-d."""
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latents, and what the model should answer."""
+
+    def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
+        """Each sample's loss weight, or None for 1."""
+
+    def embed(self, condition: Tensor) -> Tensor:
+        """Text embeddings of a batch: those that were cached, or token ids run through a trained encoder."""
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The model's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass's worth of one lane, all draws made."""
+
+    latents: Tensor  # [b, c, h, w]
+    noise: Tensor  # [b, c, h, w]
+    timesteps: Tensor  # [b]
+    condition: Tensor  # [b, tokens, width] cached, or [b, tokens] ids
+    share: float
+    """This batch's samples over the step's: what its mean loss counts."""
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Lanes whose batches agree in this can share a pass."""
+        return tuple(self.latents.shape), tuple(self.condition.shape), self.condition.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What a lane draws its batches from."""
+
+    buckets: Sequence[Size]
+    repeats: Sequence[int]
+    latents: Callable[[int, bool], Tensor]
+    """Sample index, mirrored? -> [c, h, w]."""
+    condition: Callable[[str], Tensor]
+    """Caption -> [tokens, width] or [tokens]."""
+    captions: Sequence[str]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One job on its way."""
+
+    options: TrainingOptions
+    plan: Plan
+    data: Data
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    rates: dict[str, float]
+    """Part -> learning rate before the schedule."""
+    scaler: LossScale
+    step: int = 0
+    """Optimizer steps done."""
+    checked: bool = False
+    """Whether every part was seen to get a gradient."""
+    warnings: list[str] = field(default_factory=list)
+    _epoch: int = -1
+    _order: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.plan.steps
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step done, from 1."""
+        return math.ceil(self.step / self.plan.steps_per_epoch)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first part in the last step done."""
+        return next(iter(self.rates.values())) * schedules.factor(self.options, max(self.step - 1, 0), self.plan.steps)
+
+    def indices(self) -> list[tuple[int, ...]]:
+        """The sample indices of the next step's batches."""
+        epoch, place = divmod(self.step, self.plan.steps_per_epoch)
+        if epoch != self._epoch:
+            rng = streams.dice(self.options.seed, "order", epoch)
+            self._order = epoch_batches(self.data.buckets, self.data.repeats, self.options.batch_size, rng)
+            self._epoch = epoch
+        many = self.options.gradient_accumulation
+        return self._order[place * many : (place + 1) * many]
+
+    def batches(self, model: Denoiser) -> list[Batch]:
+        """The next step's batches, drawn."""
+        groups = self.indices()
+        total = sum(len(group) for group in groups)
+        batches, row = [], 0
+        for group in groups:
+            batches.append(self._draw(model, group, row, len(group) / total))
+            row += len(group)
+        return batches
+
+    def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
+        latents, noise, timesteps, condition = [], [], [], []
+        for row, index in enumerate(group, first_row):
+            options, at = self.options, (self.step, row)
+            mirrored = options.flip and streams.key(options.seed, "flip", *at) % 2 == 1
+            picture = self.data.latents(index, mirrored)  # [c, h, w]
+            latents.append(picture)
+            noise.append(draw_noise(options, picture.shape, *at))
+            timesteps.append(model.draw_timestep(streams.generator(options.seed, "timestep", *at)))
+            condition.append(self.data.condition(draw_caption(options, self.data.captions[index], *at)))
+        columns = [torch.stack(column).to(model.device) for column in (latents, noise, timesteps, condition)]
+        return Batch(columns[0], columns[1], columns[2], columns[3], share)
+
+
+def draw_noise(options: TrainingOptions, shape: Sequence[int], step: int, row: int) -> Tensor:
+    """One sample's noise [c, h, w], with its offset."""
+    noise = torch.randn(tuple(shape), generator=streams.generator(options.seed, "noise", step, row))
+    if options.noise_offset == 0:
+        return noise
+    shift = torch.randn((shape[0], 1, 1), generator=streams.generator(options.seed, "offset", step, row))
+    return objective.offset_noise(noise, shift, options.noise_offset)
+
+
+def draw_caption(options: TrainingOptions, caption: str, step: int, row: int) -> str:
+    """The caption as used this once: perhaps dropped, perhaps its tags in another order."""
+    if options.caption_dropout > 0 and streams.dice(options.seed, "dropout", step, row).random() < options.caption_dropout:
+        return ""
+    if not options.shuffle_caption:
+        return caption
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    kept, rest = tags[: options.keep_tokens], tags[options.keep_tokens :]
+    streams.dice(options.seed, "tags", step, row).shuffle(rest)
+    return ", ".join(kept + rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one lane's step gave. With `error` set the lane has ended and its weights are those before the step."""
+
+    lane: Lane
+    loss: float
+    grad_norm: float
+    samples: int
+    error: TrainingError | None = None
+
+
+def step(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
+    """Take every lane one optimizer step further."""
+    losses = {id(lane): 0.0 for lane in lanes}
+    samples = {id(lane): 0 for lane in lanes}
+    for row in zip_longest(*(lane.batches(model) for lane in lanes)):
+        for members in _joined([(lane, batch) for lane, batch in zip(lanes, row, strict=True) if batch is not None]):
+            for (lane, batch), loss in zip(members, _backward(model, members), strict=True):
+                losses[id(lane)] += float(loss)
+                samples[id(lane)] += len(batch.latents)
+    return [_finish(lane, losses[id(lane)], samples[id(lane)]) for lane in lanes]
+
+
+Members = list[tuple[Lane, Batch]]
+
+
+def _joined(members: Members) -> list[Members]:
+    """Groups that can share a pass: equal shapes, equal adapted layers."""
+    groups: dict[tuple[object, ...], Members] = {}
+    for lane, batch in members:
+        groups.setdefault((batch.shape, tuple(sorted(lane.adapter.layouts))), []).append((lane, batch))
+    return list(groups.values())
+
+
+def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
+    """One pass for these lanes. Their losses are summed: each is a mean over its own rows, so no lane weighs on another."""
+    with model.bank.use([lane.adapter for lane, _ in members], model.dtype):
+        latents, noise, timesteps, condition = (
+            torch.cat([getattr(batch, name) for _, batch in members]) for name in ("latents", "noise", "timesteps", "condition")
+        )
+        noisy, wanted = model.corrupt(latents, noise, timesteps)  # [n*b, c, h, w]
+        predicted = model.predict(noisy, timesteps, model.embed(condition))
+        each = objective.per_sample_loss(predicted, wanted)  # [n*b]
+        losses, scaled = [], []
+        for (lane, batch), own, t in zip(members, each.chunk(len(members)), timesteps.chunk(len(members)), strict=True):
+            weight = model.weigh(t, lane.options)
+            loss = (own if weight is None else own * weight).mean() * batch.share
+            losses.append(loss.detach())
+            scaled.append(loss * lane.scaler.value)
+        torch.autograd.backward(torch.stack(scaled).sum())
+    return losses
+
+
+def _finish(lane: Lane, loss: float, samples: int) -> Stepped:
+    """Check, unscale, clip, update: one lane, by itself."""
+    parameters = list(lane.adapter.flat.values())
+    for parameter in parameters:
+        if parameter.grad is not None and lane.scaler.value != 1.0:
+            parameter.grad.mul_(1.0 / lane.scaler.value)
+    norm = clip(parameters, lane.options.max_grad_norm)
+    finite = math.isfinite(norm)
+    tolerable = lane.scaler.update(finite=finite)
+    error = None
+    if not math.isfinite(loss) or not tolerable:
+        error = _not_finite(lane, loss)
+    elif finite:
+        error = _without_gradient(lane)
+    if error is None:
+        if finite:  # an overflow that the smaller loss scale will cure only skips the update
+            _update(lane)
+        lane.step += 1
+    for parameter in parameters:
+        parameter.grad = None
+    return Stepped(lane, loss, norm, samples, error)
+
+
+def _update(lane: Lane) -> None:
+    factor = schedules.factor(lane.options, lane.step, lane.plan.steps)
+    for group in lane.optimizer.param_groups:
+        group["lr"] = lane.rates[group["part"]] * factor
+    lane.optimizer.step()
+
+
+def _not_finite(lane: Lane, loss: float) -> TrainingError:
+    what = "the loss" if not math.isfinite(loss) else "a gradient"
+    message = f"{what} is not finite at step {lane.step + 1}."
+    hint = "Lower the learning rate, or use bf16 instead of fp16; what was saved before is good."
+    return TrainingError("LRY-TRAIN-NAN", message, hint)
+
+
+def _without_gradient(lane: Lane) -> TrainingError | None:
+    """At the first step every layer's B must have got a gradient (A has none yet, since B is zero)."""
+    if lane.checked:
+        return None
+    lane.checked = True
+    for part in lane.adapter.layouts:
+        silent = [t.name for t, down, up in lane.adapter.gradients(part) if not bool(up.any()) and not bool(down.any())]
+        if len(silent) == len(lane.adapter.layouts[part].targets):
+            return TrainingError(
+                "LRY-TRAIN-NOGRAD", f"the {part} gets no gradient.", "This is a mistake of ours or a broken base: please report it."
+            )
+        if silent:
+            lane.warnings.append(f"{len(silent)} layers of the {part} got no gradient in the first step, {silent[0]} among them.")
+    return None

@@ -1,0 +1,71 @@
+"""PURE. Noise schedules, targets and loss weights; noise and timesteps come in as arguments.
+
+Torch only. Knows nothing of models, files or randomness, so that every line can be checked by hand.
+Notation of Ho et al. 2020 (arXiv 2006.11239): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v"]
+
+
+def scaled_linear_betas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
+    """Stable Diffusion's betas: linear in their square roots (Rombach et al. 2022, LDM `make_beta_schedule`)."""
+    return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2  # [T]
+
+
+def linear_betas(start: float, end: float, steps: int) -> Tensor:
+    """Ho et al. 2020, section 4."""
+    return torch.linspace(start, end, steps, dtype=torch.float32)  # [T]
+
+
+def alphas_cumprod(betas: Tensor) -> Tensor:
+    """abar_t, the share of signal left at t."""
+    return torch.cumprod(1.0 - betas, dim=0)  # [T]
+
+
+def add_noise(latents: Tensor, noise: Tensor, abar: Tensor, timesteps: Tensor) -> Tensor:
+    """x_t by equation 4 of Ho et al. 2020."""
+    signal, share = _at(abar, timesteps, latents)
+    return signal * latents + share * noise  # [b, c, h, w]
+
+
+def target(latents: Tensor, noise: Tensor, abar: Tensor, timesteps: Tensor, prediction: Prediction) -> Tensor:
+    """What the model should say: the noise, or v of Salimans & Ho 2022 (arXiv 2202.00512, appendix D)."""
+    if prediction == "epsilon":
+        return noise
+    signal, share = _at(abar, timesteps, latents)
+    return signal * noise - share * latents  # [b, c, h, w]
+
+
+def offset_noise(noise: Tensor, shift: Tensor, strength: float) -> Tensor:
+    """A constant per sample and channel on top of the noise (Guttenberg 2023, "Diffusion with Offset Noise")."""
+    return noise + strength * shift  # [b, c, h, w] + [b, c, 1, 1]
+
+
+def snr(abar: Tensor, timesteps: Tensor) -> Tensor:
+    """Signal-to-noise ratio abar / (1 - abar)."""
+    at = abar[timesteps]
+    return at / (1.0 - at)  # [b]
+
+
+def min_snr_weight(abar: Tensor, timesteps: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """Hang et al. 2023 (arXiv 2303.09556, section 3.4): min(snr, gamma) / snr for epsilon, / (snr + 1) for v."""
+    ratio = snr(abar, timesteps)
+    capped = ratio.clamp(max=gamma)
+    return capped / ratio if prediction == "epsilon" else capped / (ratio + 1.0)  # [b]
+
+
+def per_sample_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each sample, in fp32."""
+    return (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3))  # [b]
+
+
+def _at(abar: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    at = abar[timesteps].to(like.dtype).view(-1, *([1] * (like.dim() - 1)))  # [b, 1, 1, 1]
+    return at.sqrt(), (1.0 - at).sqrt()

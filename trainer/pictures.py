@@ -1,0 +1,77 @@
+"""From a picture file to the pixels that are trained on. Pillow and numpy; torch-free.
+
+What a person sees is what is trained: the EXIF orientation is applied, transparency lies on white, colours
+come out as sRGB, 16 bits are scaled rather than cut.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from .buckets import Fit
+
+VERSION = 1
+"""Part of every cache address: raise it when the same file gives other pixels."""
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The picture as 8-bit sRGB."""
+    with Image.open(path) as image:
+        image.load()
+        profile = image.info.get("icc_profile")
+        upright = ImageOps.exif_transpose(image)
+    return _on_white(_as_srgb(_to_8_bits(upright), profile))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray((values.clip(0, 65535) / 257 + 0.5).astype(np.uint8))  # 65535 / 257 = 255
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+        return Image.fromarray((values * scale + 0.5).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def _as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply the embedded profile. A broken or unfit one is no reason to lose the picture."""
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
+    colours = image.convert("RGB") if alpha else image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    if converted is None:
+        return image
+    if alpha:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (255, 255, 255, 255)), seen).convert("RGB")
+
+
+def fitted(image: Image.Image, fit: Fit) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
+    """Resized, cropped in the middle, scaled to -1..1; height x width x 3.
+
+    BOX is the mean over the covered area, as kohya's cv2 AREA, where both sides shrink; LANCZOS elsewhere.
+    """
+    shrinks = fit.resized[0] <= image.width and fit.resized[1] <= image.height
+    resized = (
+        image.resize(fit.resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS) if fit.resized != image.size else image
+    )
+    left, top = fit.crop
+    cropped = resized.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
+    return np.asarray(cropped, dtype=np.float32) / np.float32(127.5) - np.float32(1)
