@@ -46,7 +46,12 @@ class Rented:
 
     def launch(self, **fields: object) -> Instance:
         offer = self.provider.offers(Requirements(disk_gib=1))[0]
-        values = {"label": "lorry-test", "image": "i", "disk_gib": 1, "ssh_public_key": self.ssh_key.with_suffix(".pub").read_text().strip()}
+        values = {
+            "label": "lorry-test",
+            "image": "i",
+            "disk_gib": 1,
+            "ssh_public_key": self.ssh_key.with_suffix(".pub").read_text().strip(),
+        }
         instance = self.provider.launch(offer, LaunchSpec(**values | fields))  # type: ignore[arg-type]
         return wait_for_ssh(self.provider, instance.id)
 
@@ -224,7 +229,7 @@ def test_a_machine_with_its_own_key_can_end_itself_and_touch_nothing_else(rented
     script = (
         'curl() { python3 -c "import sys,urllib.request as u; r=u.Request(sys.argv[1], method=sys.argv[2], '
         "headers={'Authorization': 'Bearer '+sys.argv[3]}); print(u.urlopen(r).status)\" \"$@\" 2>&1 | tail -1; }; "
-        'curl $SANDBOX_URL/v1/instances/$SANDBOX_INSTANCE_ID GET $SANDBOX_INSTANCE_KEY; '
+        "curl $SANDBOX_URL/v1/instances/$SANDBOX_INSTANCE_ID GET $SANDBOX_INSTANCE_KEY; "
         f"curl $SANDBOX_URL/v1/instances/{two.id} DELETE $SANDBOX_INSTANCE_KEY; "
         "curl $SANDBOX_URL/v1/instances GET $SANDBOX_INSTANCE_KEY"
     )
