@@ -118,4 +118,19 @@ def _write(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-__all__ = ["Finding", "ask", "error", "error_document", "findings", "is_terminal", "json_document", "json_line", "out", "plain", "rich_console", "show", "talk", "warn"]
+__all__ = [
+    "Finding",
+    "ask",
+    "error",
+    "error_document",
+    "findings",
+    "is_terminal",
+    "json_document",
+    "json_line",
+    "out",
+    "plain",
+    "rich_console",
+    "show",
+    "talk",
+    "warn",
+]

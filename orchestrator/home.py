@@ -1,12 +1,12 @@
 """Where runs live on this computer: one folder a run, private to the user.
 
     runs/<run>/ledger.jsonl        what cost money, append-only
-    runs/<run>/config.json         the file as it was understood
+    runs/<run>/order.json          what was ordered, complete
     runs/<run>/plan.json           the offers, ranked
     runs/<run>/key, known_hosts    this run's own SSH key and the host keys it has seen
     runs/<run>/ship/               what is sent besides datasets and bases: trainer, session, job specs
     runs/<run>/staging/            files on their way home; nothing here is a result
-    runs/<run>/events.jsonl        the training machine's events, byte for byte
+    runs/<run>/events-<n>.jsonl    what the n-th machine told, byte for byte
     runs/<run>/jobs/<name>/        results: adapters, checkpoints/, samples/
     runs/<run>/receipt.json, report.html
     runs/<run>/stop                its existence asks the client that drives the run to stop it
@@ -72,26 +72,34 @@ class RunFolder:
 
     @property
     def stop_wanted(self) -> bool:
-        """Whether `lorry stop` asked for an orderly end."""
+        """Whether another process asked for an end, orderly or at once."""
         return (self.path / "stop").exists()
 
-    def want_stop(self, wanted: bool = True) -> None:
-        """Ask for an orderly end, or take the request back."""
-        if wanted:
-            (self.path / "stop").touch()
-        else:
-            (self.path / "stop").unlink(missing_ok=True)
+    @property
+    def end_wanted(self) -> bool:
+        """Whether another process asked for an end at once."""
+        return self.stop_wanted and (self.path / "stop").read_text() == "now"
+
+    def want_stop(self, *, now: bool = False) -> None:
+        """Ask the process that drives the run for an orderly end, or for one at once."""
+        write_atomically(self.path / "stop", b"now" if now else b"")
+
+    def forget_stop(self) -> None:
+        """Take the request back: it was met."""
+        (self.path / "stop").unlink(missing_ok=True)
 
     @contextmanager
     def driving(self) -> Iterator[None]:
         """Hold the run's lock: one process at a time acts on a run. Raises `Busy`."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / "lock", timeout=0)
+        lock = FileLock(self.path / "lock", timeout=1)  # a process that only looks holds it for a moment
         try:
             lock.acquire()
         except Timeout:
-            raise Busy(f"run {self.id} is being driven by another lorry on this computer", hint=f"watch it: lorry attach {self.id}") from None
+            raise Busy(
+                f"run {self.id} is being driven by another lorry on this computer", hint=f"watch it: lorry attach {self.id}"
+            ) from None
         try:
             yield
         finally:

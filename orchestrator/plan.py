@@ -195,7 +195,10 @@ def estimate(load: Load, offer: Offer, disk: int) -> Estimate:
     for phase in phases.values():
         whole += phase
     moved = traffic_usd(offer.prices, int(load.upload_bytes + load.hub_bytes), load.download_bytes)
-    usd = {name: time_usd(offer.prices, disk, seconds) + moved for name, seconds in (("p10", whole.p10), ("p50", whole.p50), ("p90", whole.p90))}
+    usd = {
+        name: time_usd(offer.prices, disk, seconds) + moved
+        for name, seconds in (("p10", whole.p10), ("p50", whole.p50), ("p90", whole.p90))
+    }
     return Estimate(phases=phases, usd=usd, vram_bytes=vram_bytes(load))
 
 

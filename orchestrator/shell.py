@@ -211,6 +211,8 @@ class Shell:
             try:
                 return operation()
             except _link_errors() as err:
+                if self._is_remote_answer(err):
+                    raise CommandFailed(f"could not {what} on the machine: {_words(err)}") from err
                 self.close()
                 now = self._clock.monotonic_s()
                 first_failure = first_failure if first_failure is not None else now
@@ -220,6 +222,11 @@ class Shell:
                     ) from err
                 self.give_up()
                 self._clock.sleep(1.0)
+
+    def _is_remote_answer(self, err: BaseException) -> bool:
+        """Whether the machine itself said no (disk full, no permission), over a link that is well."""
+        link_is_well = self._transport is not None and self._transport.is_active()
+        return link_is_well and isinstance(err, OSError) and not isinstance(err, (ConnectionError, TimeoutError))
 
     def _exec(self, command: str, stdin: bytes, timeout_s: float) -> Completed:
         channel = self._link().open_session(timeout=SILENCE_S)

@@ -32,7 +32,22 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "Write a commented lorry.toml for a folder of pictures.", "Start"),
-    "check": Entry("check", "Say everything wrong with config and datasets; no network, no torch.", "Start"),
+    "check": Entry("check", "Find everything wrong in config and datasets; no network, no torch.", "Start"),
+    "plan": Entry("plan", "Rank the offers by what the whole run costs on them; rent nothing.", "Start"),
+    "run": Entry("run", "Rent a machine, train every LoRA of the file, bring them home, destroy it.", "Start"),
+    "train": Entry("train", "Train the LoRAs of a config on this computer; rents nothing.", "Start"),
+    "ps": Entry("look", "List the runs under way, and any machine that may still bill.", "Watch"),
+    "logs": Entry("look", "Print what a run's machines have told: phases, steps, losses, saves.", "Watch"),
+    "attach": Entry("run", "Watch a run; take it up when the lorry that began it has died.", "Watch"),
+    "pull": Entry("look", "Fetch what a run has finished so far; its machine works on.", "Watch"),
+    "report": Entry("look", "Write the page of a run: curves, samples, receipt, in one HTML file.", "Watch"),
+    "stop": Entry("run", "End a run in good order: checkpoint, fetch, destroy, verify.", "Watch"),
+    "resume": Entry("run", "Go on with a run that ended early, from the checkpoints at home.", "Watch"),
+    "down": Entry("run", "Destroy a run's machines now, and see that they are gone.", "Money"),
+    "reap": Entry("reap", "Find every machine of lorry that still lives; with --yes, destroy them.", "Money"),
+    "cost": Entry("look", "Compare what runs were estimated at, metered at, and billed.", "Money"),
+    "offers": Entry("plan", "List the machines for rent now.", "Money"),
+    "sandbox": Entry("sandbox", "Serve the practice cloud, whose machines are real and cost nothing.", "Setup"),
     "help": Entry("help", "Explain a topic (config, environment, exit-codes, json) or a command.", "Setup"),
 }
 """Every command, in the order of the help page."""

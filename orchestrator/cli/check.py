@@ -6,7 +6,7 @@ from .common import ConfigFile, Json
 
 
 def check(file: ConfigFile = None, json: Json = False) -> int:
-    """Say everything wrong with config and datasets; no network, no torch.
+    """Find everything wrong in config and datasets; no network, no torch.
 
     Reads the config, every picture and caption that it names, and the headers of the bases. Changes nothing and rents nothing. Ends
     with 0 when a run could start, 2 when the config must be put right and 3 when a dataset must.

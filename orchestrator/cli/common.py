@@ -31,6 +31,13 @@ ConfigFile = Annotated[
 ]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its beginning.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all talk goes to stderr.")]
+Budget = Annotated[
+    str | None, typer.Option(metavar="USD", help="The cap, instead of the file's: every meter of every attempt.", show_default=False)
+]
+Providers = Annotated[
+    list[str] | None,
+    typer.Option("--provider", metavar="NAME", help="Ask this cloud instead of the file's; may be repeated.", show_default=False),
+]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
@@ -50,4 +57,4 @@ def version() -> str:
         return "of a checkout that is not installed"
 
 
-__all__ = ["Command", "ConfigFile", "Json", "Run", "Yes", "subcommands", "version"]
+__all__ = ["Budget", "Command", "ConfigFile", "Json", "Providers", "Run", "Yes", "subcommands", "version"]

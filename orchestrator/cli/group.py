@@ -7,6 +7,8 @@ Knows typer; knows nothing of any command but its line in the table.
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
@@ -99,6 +101,9 @@ class Lorry(Subcommands):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted("interrupted", hint="`lorry ps` shows whether a run is still under way") from None
+        except BrokenPipeError:  # the reader, `head` for one, has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  nothing may be flushed into the closed pipe at exit
+            return 0
 
 
 def root() -> ClickCommand:

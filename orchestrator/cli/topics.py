@@ -6,15 +6,35 @@ from collections.abc import Callable
 
 ENVIRONMENT: dict[str, str] = {
     "LORRY_HOME": "Folder of runs and results; the platform's state folder without it.",
+    "LORRY_SANDBOX_URL": "A practice cloud that is running elsewhere, instead of one that lorry starts by itself.",
+    "LORRY_SANDBOX_KEY": "The key of that practice cloud, as `lorry sandbox --json` printed it.",
     "LORRY_SANDBOX_MACHINE": "Set by the practice cloud on its machines' processes, so that it finds them again.",
+    "LORRY_SUPERVISOR_PID": "Set by the trainer's supervisor for its worker, which ends when its supervisor has.",
     "NO_COLOR": "Set to anything: no colours.",
     "COLUMNS": "Width of tables when the output is no terminal.",
 }
 """Every variable that is read. A test looks for the `LORRY_` ones in the code."""
 
+_RECEIPT = "the receipt: run, status, exit_code, jobs, machines, cost, report; events before it are JSON lines on stderr"
+
 JSON: dict[str, str] = {
-    "check": "a list of findings: code, path, line, message, hint, severity; empty when nothing is wrong",
     "init": "file, recipe, jobs: name, dataset, trigger",
+    "check": "a list of findings: code, path, line, message, hint, severity; empty when nothing is wrong",
+    "plan": "candidates, best first, each with every phase's seconds and dollars",
+    "run": _RECEIPT,
+    "train": "jobs, in the words of the receipt, and exit_code",
+    "ps": "a list of receipts, each with driven: whether a lorry on this computer looks after it",
+    "logs": "JSON lines, one event each",
+    "attach": _RECEIPT,
+    "pull": "run, fetched: number of files, folder",
+    "report": "run, report: path of the page",
+    "stop": _RECEIPT,
+    "resume": _RECEIPT,
+    "down": _RECEIPT,
+    "reap": "a list of machines and what became of each",
+    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases",
+    "offers": "a list of offers",
+    "sandbox": "address and key of the practice cloud; `lorry sandbox bill`: what its meter has seen",
     "help": "the topic's table",
     "an error": "error (a code), message, hint, exit_code, findings; printed instead of the document",
 }

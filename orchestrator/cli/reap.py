@@ -1,0 +1,35 @@
+"""`lorry reap`: the last net under every run."""
+
+from __future__ import annotations
+
+from .common import Json, Providers, Yes
+
+
+def reap(provider: Providers = None, yes: Yes = False, json: Json = False) -> int:
+    """Find every machine of lorry that still lives; with --yes, destroy them.
+
+    Finds them by their label, so it works from any computer with the account's key. Machines that are not lorry's are never touched.
+    Ends with 10 when something lives on.
+
+    Examples:
+      lorry reap                 shows what it would end
+      lorry reap --yes
+    """
+    from orchestrator import console
+    from orchestrator import run as program
+    from orchestrator.rent import LABEL
+    from orchestrator.tools import make_tools
+    from providers import PROVIDERS
+
+    rows = program.reap(lambda label: label.startswith(LABEL), provider or tuple(PROVIDERS), make_tools(as_json=json), really=yes)
+    if json:
+        console.json_document(rows)
+    else:
+        for row in rows:
+            end = "destroyed, and seen to be gone" if row["destroyed_verified"] else f"{row['status']}, may be billing"
+            console.out(console.plain(f"{row['provider']} {row['id']} {row['label']}: {end}"))
+        if not rows:
+            console.talk("no machine of lorry lives at any provider")
+        elif not yes:
+            console.talk("nothing was touched; `lorry reap --yes` destroys these")
+    return 10 if any(not row["destroyed_verified"] for row in rows) else 0

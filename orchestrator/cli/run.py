@@ -1,0 +1,181 @@
+"""`lorry run` and what goes on with, or ends, a run that was begun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Budget, ConfigFile, Json, Providers, Run, Yes
+
+if TYPE_CHECKING:
+    from orchestrator.home import RunFolder
+    from orchestrator.prepare import Ready
+
+Detach = Annotated[bool, typer.Option("--detach", help="Go on in the background; `lorry attach` watches it.")]
+
+
+def run(
+    file: ConfigFile = None, provider: Providers = None, budget: Budget = None, yes: Yes = False, detach: Detach = False, json: Json = False
+) -> int:
+    """Rent a machine, train every LoRA of the file, bring them home, destroy it.
+
+    Config and datasets are checked first, then the plan and its price are shown; nothing is rented before you say yes. Checkpoints
+    come home while they are made. Ctrl-C once: checkpoint, fetch, destroy. Twice: destroy now. If this computer dies, the machine
+    trains on until its deadline; `lorry attach RUN` takes it up again.
+
+    Examples:
+      lorry run                              the lorry.toml of this folder
+      lorry run autumn.toml --budget 3 -y
+      lorry run --provider sandbox -y        a rehearsal on the practice cloud; costs nothing
+      lorry run -y --json > receipt.json     events as JSON lines on stderr
+    """
+    from orchestrator import run as program
+    from orchestrator.home import Home
+    from orchestrator.order import make_order
+    from orchestrator.prepare import prepare
+    from orchestrator.tools import make_tools
+
+    tools = make_tools(as_json=json)
+    ready = prepare(file, tools, providers=provider, budget=budget)
+    _confirm(ready, yes=yes, json=json)
+    folder = Home.from_env().new_run(ready.config.name)
+    tools.view.say(f"run {folder.id}")
+    order = make_order(ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib)
+    if detach:
+        program.open_books(order, ready.plan, folder, tools)
+        return _in_background(folder, json=json)
+    return _ended(program.run(order, ready.plan, folder, tools), json=json)
+
+
+def attach(run: Run, json: Json = False) -> int:
+    """Watch a run; take it up when the lorry that began it has died.
+
+    Takes the run to its end: training, fetching, destroying. When another lorry on this computer does that already, this one only
+    looks on.
+
+    Examples:
+      lorry attach autumn-3f2a91
+      lorry attach autumn
+    """
+    from orchestrator import run as program
+    from orchestrator.home import Busy, Home
+    from orchestrator.tools import make_tools
+
+    folder, tools = Home.from_env().run(run), make_tools(as_json=json)
+    try:
+        return _ended(program.attach(folder, tools), json=json)
+    except Busy:
+        return _ended(program.follow(folder, tools), json=json)
+
+
+def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
+    """Go on with a run that ended early, from the checkpoints at home.
+
+    Rents a machine again, within the same cap or a new one; what was spent before counts. Finished jobs are not done again.
+
+    Examples:
+      lorry resume autumn-3f2a91
+      lorry resume autumn --budget 8
+    """
+    from orchestrator import run as program
+    from orchestrator.home import Home
+    from orchestrator.prepare import cap_of
+    from orchestrator.tools import make_tools
+
+    folder = Home.from_env().run(run)
+    return _ended(program.resume(folder, make_tools(as_json=json), cap_usd=cap_of(budget) if budget else None), json=json)
+
+
+def stop(run: Run, json: Json = False) -> int:
+    """End a run in good order: checkpoint, fetch, destroy, verify.
+
+    Examples:
+      lorry stop autumn-3f2a91
+      lorry resume autumn-3f2a91      goes on from there, on another machine
+    """
+    from orchestrator import run as program
+    from orchestrator.home import Home
+    from orchestrator.tools import make_tools
+
+    return _ended(program.stop(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+
+
+def down(run: Run, json: Json = False) -> int:
+    """Destroy a run's machines now, and see that they are gone.
+
+    What is not at home yet is lost.
+
+    Examples:
+      lorry down autumn-3f2a91
+    """
+    from orchestrator import run as program
+    from orchestrator.home import Home
+    from orchestrator.tools import make_tools
+
+    return _ended(program.down(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+
+
+def _confirm(ready: Ready, *, yes: bool, json: bool) -> None:
+    """Show what it will cost, and ask. Without a terminal only `-y` is an answer."""
+    from orchestrator import console
+    from orchestrator.errors import Interrupted, UsageError
+    from orchestrator.report.plan import show_plan
+
+    if not json:
+        show_plan(ready.plan, data=False)
+    if yes:
+        return
+    if json or not console.is_terminal():
+        raise UsageError("nobody is there to confirm the price", hint="say yes beforehand with -y; `lorry plan` shows the price")
+    if not console.ask(f"rent the first of these, for at most ${ready.cap_usd} in all?"):
+        raise Interrupted("not confirmed; nothing was rented")
+
+
+def _in_background(folder: RunFolder, *, json: bool) -> int:
+    """Let another process drive the run, one that no terminal can take along."""
+    import os
+    import subprocess
+    import sys
+
+    from orchestrator import console
+
+    with (folder.path / "lorry.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator.cli", "attach", folder.id],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    if json:
+        console.json_document({"run": folder.id, "status": "detached", "exit_code": 0, "pid": process.pid})
+    else:
+        console.talk(f"run {folder.id} goes on in the background")
+        for line in (
+            f"lorry attach {folder.id}   watch it",
+            f"lorry logs {folder.id} -f",
+            f"lorry stop {folder.id}     checkpoint, fetch, destroy",
+        ):
+            console.talk(f"  {line}")
+    return 0
+
+
+def _ended(document: Mapping[str, Any], *, json: bool, asked: bool = False) -> int:
+    """Print the receipt; the exit code is the run's, but an end that was asked for is no failure of the asking."""
+    from orchestrator import console
+    from orchestrator.report.receipt import in_words
+
+    code = int(document["exit_code"])
+    if json:
+        console.json_document(document)
+    else:
+        for line in in_words(document):
+            console.out(console.plain(line, most=4000))
+        if code and document["message"]:
+            console.talk(f"error: {console.plain(document['message'])}")
+        if code and document["hint"]:
+            console.talk(f"hint: {console.plain(document['hint'])}")
+    return 0 if asked and code in {5, 7, 130} else code

@@ -1,0 +1,65 @@
+"""What is said to the training machine, word for word. PURE: values in, argument lists out.
+
+Quoting happens in `shell.run`; where a shell is needed there, its text is fixed and the values are its
+arguments. Paths are relative to the login's home, which every cloud sets differently.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from trainer.protocol import NAME_PATTERN
+
+Argv = list[str]
+
+MANIFEST = "setup/manifest.sha256"
+BOOTSTRAP = "setup/bootstrap.sh"
+REQUIREMENTS = "setup/requirements.txt"
+
+
+def root(run: str) -> str:
+    """The session's folder on the machine."""
+    assert re.match(NAME_PATTERN, run), run
+    return f"lorry/{run}"
+
+
+def make_folders(base: str, folders: Iterable[str]) -> Argv:
+    """Create the folders that files will be put into."""
+    return ["mkdir", "-p", "--", *(f"{base}/{folder}" if folder else base for folder in sorted(set(folders)))]
+
+
+def has_rsync() -> Argv:
+    """Ends with 0 where rsync is installed."""
+    return ["sh", "-c", "command -v rsync >/dev/null"]
+
+
+def verify(base: str) -> Argv:
+    """Compare everything that was sent with the manifest; prints what differs."""
+    return ["sh", "-c", 'cd "$1" && sha256sum --check --quiet --strict "$2"', "verify", base, MANIFEST]
+
+
+def bootstrap(base: str) -> Argv:
+    """Find or build the Python environment; prints the interpreter's path as its last line."""
+    return ["sh", f"{base}/{BOOTSTRAP}", base]
+
+
+def write(path: str) -> Argv:
+    """Put stdin into a file that appears under its name only when it is whole."""
+    return ["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "write", path]
+
+
+def start(base: str, python: str) -> Argv:
+    """Start the detached supervisor, or find it running; the same command either way."""
+    passive = "OMP_WAIT_POLICY=PASSIVE"  # spinning threads starve whatever else runs on a small machine
+    return ["sh", "-c", 'cd "$1" && exec env "$3" "$2" -m trainer.supervisor .', "start", base, python, passive]
+
+
+def stop(base: str) -> Argv:
+    """Ask the supervisor for a checkpoint and an orderly end."""
+    return ["touch", f"{base}/stop"]
+
+
+def tail(base: str) -> Argv:
+    """The last words of the supervisor, for an error message."""
+    return ["sh", "-c", 'tail -c 4000 "$1/supervisor.log" 2>/dev/null || true', "tail", base]

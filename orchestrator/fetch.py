@@ -1,0 +1,111 @@
+"""Bringing files home: staged, hashed, looked into, then renamed. Nothing arrives under its final name unverified.
+
+What is fetched is exactly what the `Committed` events list. The other side is a stranger's machine: names are
+checked, links are never made or followed, sizes are known beforehand, and a safetensors file must parse.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.base import read_header
+from trainer.errors import BaseModelError
+from trainer.protocol import Committed
+
+from .errors import IntegrityError
+from .home import RunFolder
+from .ledger import sync_folder
+from .ship import hash_file
+from .shell import CommandFailed, Shell
+
+MOST_BYTES = 4 * 1024**3
+"""No adapter, checkpoint or sample of ours is larger."""
+PART = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+SUFFIXES = {"adapter": {".safetensors"}, "checkpoint": {".safetensors"}, "sample": {".png"}}
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """A file at home, verified."""
+
+    committed: Committed
+    path: Path
+
+
+def home_path(folder: RunFolder, committed: Committed) -> Path:
+    """Where a committed file belongs: `jobs/lisa/out/samples/x.png` comes to `jobs/lisa/samples/x.png`.
+
+    Raises `IntegrityError` for a name that no trainer of ours writes.
+    """
+    parts = committed.path.split("/")
+    proper = (
+        4 <= len(parts) <= 5
+        and parts[0] == "jobs"
+        and parts[1] == committed.job
+        and parts[2] == "out"
+        and all(PART.match(part) for part in parts)
+        and Path(parts[-1]).suffix in SUFFIXES[committed.role]
+    )
+    if not proper:
+        raise IntegrityError(f"the machine lists a file that is none of ours: {committed.path}")
+    if committed.size > MOST_BYTES:
+        raise IntegrityError(f"the machine says that {committed.path} has {committed.size} bytes; nothing of ours is that large")
+    return folder.job(committed.job).joinpath(*parts[3:])
+
+
+def is_home(folder: RunFolder, committed: Committed) -> bool:
+    """Whether this very content is at home under its final name."""
+    path = home_path(folder, committed)
+    return path.is_file() and path.stat().st_size == committed.size and hash_file(path) == committed.sha256
+
+
+def fetch(
+    shell: Shell, base: str, folder: RunFolder, committed: Committed, *, moved: Callable[[int], None] = lambda _: None
+) -> Arrived | None:
+    """Bring one file home. None when the machine no longer has it (a newer one took its place).
+
+    Raises `IntegrityError` when its bytes are not what was listed, after `TRIES`.
+    """
+    final = home_path(folder, committed)
+    staging = folder.path / "staging"
+    staging.mkdir(mode=0o700, exist_ok=True)
+    part = staging / f"{committed.sha256}.part"
+    for _ in range(TRIES):
+        try:
+            shell.fetch(f"{base}/{committed.path}", part, size=committed.size, moved=moved)
+        except CommandFailed:
+            part.unlink(missing_ok=True)
+            return None
+        if hash_file(part) == committed.sha256:
+            look_into(part, committed)
+            _move_in(part, final)
+            return Arrived(committed=committed, path=final)
+        part.unlink()
+    raise IntegrityError(f"{committed.path} arrived damaged {TRIES} times: the bytes are not those that the machine listed")
+
+
+def _move_in(part: Path, final: Path) -> None:
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(final)
+    sync_folder(final.parent)
+
+
+def look_into(path: Path, committed: Committed) -> None:
+    """Refuse a file that is not of the kind that its role promises. Raises `IntegrityError`."""
+    try:
+        if committed.role == "sample":
+            with path.open("rb") as file:
+                if file.read(8) != b"\x89PNG\r\n\x1a\n":
+                    raise ValueError("it is no PNG")
+        else:
+            read_header(path)
+    except (ValueError, BaseModelError) as err:
+        path.unlink()
+        raise IntegrityError(f"{committed.path} is not what it must be: {err}") from err

@@ -1,0 +1,232 @@
+"""A lease is the only way to hold a machine; leaving it always stops the bill.
+
+The intent is in the ledger before the create is sent; the create is sent once; when its answer is in
+doubt the label decides, over a grace window; "gone" is written only after the cloud was seen to agree,
+twice over: the instance and a whole listing. Knows nothing of SSH or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from providers.base import Instance, InstanceStatus, LaunchSpec, Offer, Prices, Provider
+from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused
+
+from .budget import Usage
+from .clock import Clock
+from .errors import MachineFailed, MayStillBill
+from .ledger import Attempt, Ledger
+from .lifecycle import Phase, Signal
+
+GRACE_S = 180.0
+"""A create whose answer was lost may still land for so long: client timeout, the cloud's own lag, and margin."""
+PATIENCE_S = 180.0
+"""How long a foreground command goes on destroying before it says that something may still bill."""
+POLL_S = 2.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Lease:
+    """One rented machine, or one that may have been rented. A context: leaving it destroys and verifies."""
+
+    number: int
+    label: str
+    provider: Provider
+    prices: Prices
+    disk_gib: int
+    gpu: str
+    ledger: Ledger
+    clock: Clock
+    instance_ids: list[str] = field(default_factory=list)
+
+    @classmethod
+    def take(cls, provider: Provider, offer: Offer, spec: LaunchSpec, *, ledger: Ledger, clock: Clock) -> Lease:
+        """Rent `offer`: intent first, then the create, once.
+
+        Raises what `Provider.launch` raises when certain that nothing was rented; in doubt it looks for
+        the label before it says so.
+        """
+        number = ledger.book().next_attempt
+        lease = cls(
+            number=number,
+            label=spec.label,
+            provider=provider,
+            prices=offer.prices,
+            disk_gib=spec.disk_gib,
+            gpu=offer.gpu_name,
+            ledger=ledger,
+            clock=clock,
+        )
+        ledger.record(
+            Signal.INTENT,
+            attempt=number,
+            provider=provider.name,
+            label=spec.label,
+            offer=offer.id,
+            machine_id=offer.machine_id,
+            gpu=offer.gpu_name,
+            usd_per_hour=offer.prices.usd_per_hour(spec.disk_gib),
+            prices=_as_text(offer.prices),
+            disk_gib=spec.disk_gib,
+        )
+        try:
+            lease._hold(provider.launch(offer, spec).id, "answer")
+        except (NoCapacity, Refused, AuthError, RateLimited) as err:
+            if not err.instance_ids:
+                ledger.record(Signal.REFUSED, attempt=number, why=str(err))
+                raise
+            lease._left_over(err)
+        except ProviderError as err:
+            lease._left_over(err)
+        except BaseException:
+            lease.release("interrupted while renting")
+            raise
+        return lease
+
+    @classmethod
+    def adopt(cls, provider: Provider, attempt: Attempt, *, ledger: Ledger, clock: Clock) -> Lease:
+        """Take up a lease that another process of lorry began. Looks for the label when no id is known.
+
+        Raises `MachineFailed` when the machine is certainly not there (any more).
+        """
+        lease = cls(
+            number=attempt.number,
+            label=attempt.label,
+            provider=provider,
+            prices=prices_of(attempt),
+            disk_gib=attempt.disk_gib,
+            gpu=attempt.gpu,
+            ledger=ledger,
+            clock=clock,
+            instance_ids=list(attempt.instance_ids),
+        )
+        if attempt.phase is Phase.LAUNCHING:
+            lease._search()
+            if not lease.instance_ids:
+                ledger.record(Signal.GONE, attempt=lease.number, evidence="never created: the label stayed absent for the grace window")
+                raise MachineFailed("the machine that was asked for had never been created")
+        return lease
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.release(str(err) or kind.__name__ if kind and err is not None else "the work is done")
+
+    def describe(self) -> Instance:
+        """The machine as the cloud sees it now."""
+        return self.provider.describe(self.instance_ids[0])
+
+    def release(self, why: str) -> None:
+        """Destroy, and see that it is gone. May be called again. Raises `MayStillBill` when it cannot be seen."""
+        attempt = self.ledger.book().attempts[self.number]
+        if attempt.phase is Phase.GONE:
+            return
+        self.ledger.record(Signal.GIVE_UP, attempt=self.number, why=why)
+        if not self.instance_ids:
+            self._search()
+        evidence = destroy(self.provider, self.instance_ids, self.label, self.clock)
+        self.ledger.record(Signal.GONE, attempt=self.number, evidence=evidence)
+
+    def usage(self) -> Usage:
+        """What the machine has used so far, by our own meter."""
+        return usage_of(self.ledger.book().attempts[self.number])
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _hold(self, instance_id: str, via: str) -> None:
+        if instance_id not in self.instance_ids:
+            self.instance_ids.append(instance_id)
+            self.ledger.record(Signal.LAUNCHED, attempt=self.number, instance_id=instance_id, via=via)
+
+    def _left_over(self, err: ProviderError) -> None:
+        """An error that may have rented: hold what it names, look for the label, give it all back."""
+        for instance_id in err.instance_ids:
+            self._hold(instance_id, "error")
+        self._search(stop_early=bool(self.instance_ids))
+        if not self.instance_ids:
+            self.ledger.record(Signal.REFUSED, attempt=self.number, why=f"{err}; the label stayed absent for the grace window")
+            raise err
+        self.release(f"the create answered with an error: {err}")
+        raise err
+
+    def _search(self, *, stop_early: bool = False) -> None:
+        """Look for the label until it is found, or for the whole grace window."""
+        until = self.clock.monotonic_s() + GRACE_S
+        while True:
+            try:
+                for found in self.provider.instances():
+                    if found.label == self.label:
+                        self._hold(found.id, "label")
+            except ProviderError as err:
+                if not err.transient and self.clock.monotonic_s() >= until:
+                    raise _cannot_tell(self.provider, self.label, err) from err
+                last: ProviderError | None = err
+            else:
+                last = None
+            if self.instance_ids or stop_early:
+                return
+            if self.clock.monotonic_s() >= until:
+                if last is not None:
+                    raise _cannot_tell(self.provider, self.label, last) from last
+                return
+            self.clock.sleep(POLL_S)
+
+
+def destroy(provider: Provider, instance_ids: list[str], label: str, clock: Clock, *, patience_s: float = PATIENCE_S) -> str:
+    """End the instances and watch until the cloud agrees; returns what was seen, for the ledger.
+
+    Gone means: every instance is described as gone, and a whole listing shows neither them nor the label.
+    Raises `MayStillBill` when that was not seen within `patience_s`.
+    """
+    until = clock.monotonic_s() + patience_s
+    trouble = "it is still there"
+    while True:
+        try:
+            for instance_id in instance_ids:
+                if provider.describe(instance_id).status is not InstanceStatus.GONE:
+                    provider.terminate(instance_id)
+            if all(provider.describe(i).status is InstanceStatus.GONE for i in instance_ids):
+                alive = [i.id for i in provider.instances() if i.id in instance_ids or i.label == label]
+                if not alive:
+                    return f"{', '.join(instance_ids) or label}: described as gone and absent from a whole listing"
+                instance_ids = sorted({*instance_ids, *alive})
+        except ProviderError as err:
+            trouble = str(err)
+        if clock.monotonic_s() >= until:
+            raise MayStillBill(
+                f"{provider.name} instance {', '.join(instance_ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
+                hint=f"stop it by hand at {provider.console_url}, or run `lorry reap`; lorry goes on trying at its every command",
+            )
+        clock.sleep(POLL_S)
+
+
+def _cannot_tell(provider: Provider, label: str, err: ProviderError) -> MayStillBill:
+    return MayStillBill(
+        f"{provider.name} may have rented a machine labelled {label}, and cannot be asked: {err}",
+        hint=f"look at {provider.console_url}; run `lorry reap` when it answers again",
+    )
+
+
+def _as_text(prices: Prices) -> dict[str, str]:
+    return {name: str(getattr(prices, name)) for name in Prices.__dataclass_fields__}
+
+
+def prices_of(attempt: Attempt) -> Prices:
+    """The rate card as it was written into the ledger."""
+    from decimal import Decimal
+
+    return Prices(**{name: Decimal(value) for name, value in attempt.prices.items()})
+
+
+def usage_of(attempt: Attempt) -> Usage:
+    """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone."""
+    return Usage(
+        prices=prices_of(attempt),
+        disk_gib=attempt.disk_gib,
+        started_at=attempt.intended_at,
+        ended_at=attempt.gone_at,
+        uploaded_bytes=attempt.uploaded_bytes,
+        downloaded_bytes=attempt.downloaded_bytes,
+    )

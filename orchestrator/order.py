@@ -1,0 +1,234 @@
+"""What was ordered: everything that a run needs to be done, by this process or by one that takes it up later.
+
+Made once from a checked config, written into the run's folder, never changed. The user's file may be edited or
+moved afterwards: the order stands.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+import templates
+import trainer
+from providers.base import Requirements
+from trainer.base import Base
+from trainer.protocol import JobSpec
+
+from . import commands, plan
+from .check import Checked, JobCheck
+from .config import LoraConfig, RunConfig
+from .home import RunFolder
+from .plan import Load, Work
+from .ship import Item, Shipment, base_items, item, items_below
+
+TRAINER_BYTES = 500_000
+"""The trainer and what sets the machine up."""
+CAPTION_SUFFIXES = (".txt", ".caption")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedJob:
+    """One job of the file with what its check found. Only jobs without errors become one."""
+
+    config: LoraConfig
+    check: JobCheck
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.config.name
+
+    @property
+    def base(self) -> Base:
+        """The base that was looked at."""
+        assert self.check.base is not None, "a job without a base does not pass the check"
+        return self.check.base
+
+    @property
+    def local_base(self) -> Path | None:
+        """The base's path on this computer; None for a hub id."""
+        return None if self.base.kind == "hub" else Path(self.base.location)
+
+    @property
+    def files(self) -> list[Path]:
+        """What is sent of the dataset: the pictures that will be trained on, and the captions beside them."""
+        captions = [image.with_suffix(suffix) for image in self.check.images for suffix in CAPTION_SUFFIXES]
+        return [*self.check.images, *(c for c in dict.fromkeys(captions) if c.is_file())]
+
+
+def checked_jobs(config: RunConfig, checked: Checked) -> list[CheckedJob]:
+    """The jobs of a config that passed its check."""
+    return [CheckedJob(config=job, check=look) for job, look in zip(config.jobs, checked.jobs, strict=True)]
+
+
+class Order(BaseModel):
+    """One run, complete. Carries no secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    providers: tuple[str, ...]
+    requirements: Requirements
+    cap_usd: Decimal
+    max_hours: float | None
+    image: str
+    boot_timeout_s: float
+    jobs: tuple[JobSpec, ...]
+    items: tuple[Item, ...]
+    load: Load
+
+    @property
+    def shipment(self) -> Shipment:
+        """What is sent."""
+        return Shipment(items=self.items)
+
+    @property
+    def root(self) -> str:
+        """The session's folder on the machine."""
+        return commands.root(self.run)
+
+    @property
+    def job_names(self) -> list[str]:
+        """In the order of the queue."""
+        return [job.name for job in self.jobs]
+
+
+def load_of(jobs: Sequence[CheckedJob]) -> Load:
+    """The queue as the estimate sees it; looks at file sizes only."""
+    local = {job.local_base for job in jobs if job.local_base is not None}
+    hub = {job.base.location for job in jobs if job.local_base is None}
+    works = tuple(_work(job) for job in jobs)
+    scale = 1.0 if hub else min(1.0, max(map(_unet_bytes, local)) / plan.UNET_BYTES_SD15)
+    return Load(
+        jobs=works,
+        upload_bytes=sum(map(_size, local)) + sum(work.dataset_bytes for work in works) + TRAINER_BYTES,
+        hub_bytes=len(hub) * plan.HUB_BASE_BYTES,
+        base_scale=scale,
+        download_bytes=sum(_download_bytes(work, scale) for work in works),
+    )
+
+
+def make_order(config: RunConfig, jobs: Sequence[CheckedJob], load: Load, folder: RunFolder, *, cap_usd: Decimal, disk_gib: int) -> Order:
+    """Write down what is to be done: hashes every file that will be sent, and lays the small ones into the run's folder."""
+    ship = folder.path / "ship"
+    _lay_out(ship)
+    items: list[Item] = []
+    specs: list[JobSpec] = []
+    bases: dict[Path, str] = {}
+    for job in jobs:
+        local, data, root = job.local_base, f"jobs/{job.name}/data", job.check.dataset.parent
+        if local is not None and local not in bases:
+            bases[local], files = base_items(local)
+            items += files
+        items += [item(root, file.relative_to(root).as_posix(), data) for file in job.files]
+        base = job.base.location if local is None else bases[local]
+        specs.append(spec_of(job, base=base, dataset=f"{data}/{job.check.dataset.name}"))
+        target = ship / "jobs" / job.name / "job.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(specs[-1].model_dump_json(indent=1))
+    items += items_below(ship, "")
+    order = Order(
+        run=folder.id,
+        providers=config.machine.providers,
+        requirements=requirements(config, disk_gib),
+        cap_usd=cap_usd,
+        max_hours=config.budget.max_hours,
+        image=config.machine.image,
+        boot_timeout_s=config.machine.boot_timeout_minutes * 60,
+        jobs=tuple(specs),
+        items=tuple(items),
+        load=load,
+    )
+    write_order(folder, order)
+    return order
+
+
+def write_order(folder: RunFolder, order: Order) -> None:
+    """Keep the order in the run's folder."""
+    folder.write("order.json", order.model_dump(mode="json"))
+
+
+def read_order(folder: RunFolder) -> Order:
+    """The order that stands in the run's folder."""
+    return Order.model_validate(folder.read("order.json"))
+
+
+def requirements(config: RunConfig, disk_gib: int) -> Requirements:
+    """What the file asks of a machine, in the providers' words."""
+    machine = config.machine
+    return Requirements(
+        disk_gib=disk_gib,
+        min_vram_gib=machine.min_vram_gib or 0.0,
+        gpus=frozenset(machine.gpus),
+        max_usd_per_hour=machine.max_usd_per_hour,
+        min_reliability=machine.min_reliability,
+        regions=frozenset(machine.regions),
+        interruptible=machine.interruptible,
+        verified_only=machine.verified_only,
+    )
+
+
+def spec_of(job: CheckedJob, *, base: str, dataset: str) -> JobSpec:
+    """The trainer's view of a job, with its paths as the training machine sees them."""
+    return JobSpec(
+        **job.config.training_options().model_dump(),
+        name=job.name,
+        family=str(job.check.family),
+        base=base,
+        base_revision=job.config.base_revision,
+        dataset=dataset,
+        output=f"jobs/{job.name}/out",
+    )
+
+
+def _lay_out(ship: Path) -> None:
+    """The trainer of this very version, and what sets the machine up."""
+    source = Path(trainer.__file__).parent
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.copytree(source, ship / "trainer", ignore=skip, dirs_exist_ok=True)
+    setup = ship / "setup"
+    setup.mkdir(parents=True, exist_ok=True)
+    for name, remote in (("bootstrap.sh", commands.BOOTSTRAP), ("requirements.txt", commands.REQUIREMENTS)):
+        (ship / remote).write_bytes((Path(templates.__file__).parent / name).read_bytes())
+
+
+def _work(job: CheckedJob) -> Work:
+    options, steps = job.config, job.check.steps
+    steps_per_epoch = max(1, steps // max(1, job.check.epochs))
+    every = options.save_every_steps or (options.save_every_epochs or 0) * steps_per_epoch
+    drawn = options.sample_every_steps
+    return Work(
+        name=job.name,
+        steps=steps,
+        images=job.check.pictures,
+        batch_size=options.batch_size,
+        gradient_accumulation=options.gradient_accumulation,
+        resolution=options.resolution,
+        rank=options.rank,
+        gradient_checkpointing=options.gradient_checkpointing,
+        saves=1 + (steps // every if every else 0),
+        samples=len(options.sample_prompts) * (1 + steps // drawn if drawn else 0),
+        dataset_bytes=sum(file.stat().st_size for file in job.files),
+    )
+
+
+def _download_bytes(work: Work, scale: float) -> int:
+    adapter = work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale
+    return int(work.saves * adapter * (2 + 12) + work.samples * 0.5 * plan.MIB)  # fp16 file; fp32 weights and two states
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def _unet_bytes(base: Path) -> int:
+    """Size of the UNet's weights as if in fp16; a checkpoint holds encoders too, so its size is an upper bound."""
+    if base.is_file():
+        return base.stat().st_size
+    return max((f.stat().st_size for f in (base / "unet").glob("*.safetensors")), default=0)

@@ -1,0 +1,143 @@
+"""What the training machine has told so far, as one value that views draw and decisions read.
+
+Knows no clock, file or network: events and a status go in. It believes nothing about files: those are the
+puller's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Started, Status, Step, Warned
+
+JobStateName = Literal["queued", "running", "done", "stopped", "failed"]
+
+CURVE_POINTS = 600
+"""Loss points kept for drawing; beyond that every second one is dropped and the spacing doubles."""
+
+
+@dataclass(slots=True)
+class Curve:
+    """A thinned series of (step, value)."""
+
+    points: list[tuple[int, float]] = field(default_factory=list)
+    every: int = 1
+    _seen: int = 0
+
+    def add(self, step: int, value: float) -> None:
+        """Take a point; older detail is thinned so that the curve stays small."""
+        if self.points and step <= self.points[-1][0]:
+            self.points = [p for p in self.points if p[0] < step]  # a resumed job goes back a little
+        self._seen += 1
+        if self._seen % self.every == 0:
+            self.points.append((step, value))
+        if len(self.points) > CURVE_POINTS:
+            self.points = self.points[::2]
+            self.every *= 2
+
+
+@dataclass(slots=True)
+class JobProgress:
+    """One job."""
+
+    name: str
+    state: JobStateName = "queued"
+    phase: str = ""
+    detail: str = ""
+    step: int = 0
+    steps: int = 0
+    images: int = 0
+    loss: Curve = field(default_factory=Curve)
+    heldout: Curve = field(default_factory=Curve)
+    samples_per_s: float = 0.0
+    lr: float = 0.0
+    message: str = ""
+    code: str = ""
+    started_s: float | None = None
+    ended_s: float | None = None
+    last_step_at: tuple[float, int] | None = None
+    step_seconds: float = 0.0
+    """Smoothed seconds per optimizer step."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until this job's last step, at the pace of its latest steps; None while nothing is known."""
+        if self.state not in {"running", "queued"} or not self.steps or not self.step_seconds:
+            return None
+        return max(0, self.steps - self.step) * self.step_seconds
+
+    def take(self, event: AnyEvent) -> None:
+        """Fold one event in."""
+        if isinstance(event, Phase):
+            self.state, self.phase, self.detail = "running", event.phase, event.detail
+        elif isinstance(event, Started):
+            self.state, self.steps, self.images, self.step = "running", event.steps, event.images, event.step
+            self.started_s = event.at_s if self.started_s is None else self.started_s
+            self.last_step_at = (event.at_s, event.step)
+        elif isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, Evaluated):
+            self.heldout.add(event.step, event.loss)
+        elif isinstance(event, Warned):
+            self.message = event.message
+        elif isinstance(event, Ended):
+            self.state, self.step, self.phase = event.state, event.step, ""
+            self.message, self.code, self.ended_s = event.message, event.code, event.at_s
+
+    def _step(self, event: Step) -> None:
+        self.state, self.phase = "running", "training"
+        if self.last_step_at and event.step > self.last_step_at[1] and event.at_s >= self.last_step_at[0]:
+            pace = (event.at_s - self.last_step_at[0]) / (event.step - self.last_step_at[1])
+            self.step_seconds = pace if not self.step_seconds else 0.8 * self.step_seconds + 0.2 * pace
+        self.last_step_at = (event.at_s, event.step)
+        self.step, self.steps, self.samples_per_s, self.lr = event.step, event.steps, event.samples_per_s, event.lr
+        self.loss.add(event.step, event.loss)
+
+
+class Progress:
+    """The whole session."""
+
+    def __init__(self, jobs: list[str]) -> None:
+        self.jobs = {name: JobProgress(name) for name in jobs}
+        self.committed: dict[str, Committed] = {}
+        """Every file that is ready over there, by path; a later commit of the same path wins."""
+        self.warnings: list[str] = []
+        self.status: Status | None = None
+
+    def take(self, event: AnyEvent) -> None:
+        """Fold one event in. Jobs that we did not send are ignored."""
+        if isinstance(event, Warned):
+            self.warnings.append(f"{event.job}: {event.message}" if event.job else event.message)
+        job = self.jobs.get(event.job)
+        if job is None:
+            return
+        if isinstance(event, Committed):
+            if event.path.startswith(f"jobs/{event.job}/out/"):
+                self.committed[event.path] = event
+        else:
+            job.take(event)
+
+    def hear(self, status: Status) -> None:
+        """Take the supervisor's word on what the events do not tell (a job that never started)."""
+        self.status = status
+        for name, state in status.jobs.items():
+            job = self.jobs.get(name)
+            if job is not None and state.state in {"failed", "stopped"} and job.state in {"queued", "running"} and status.state == "ended":
+                job.state, job.message = state.state, state.message or job.message
+
+    @property
+    def current(self) -> JobProgress | None:
+        """The job that is being trained."""
+        return next((j for j in self.jobs.values() if j.state == "running"), None)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last job's last step: queued jobs are taken to run at the pace of the known ones."""
+        pace = next((j.step_seconds for j in reversed(self.jobs.values()) if j.step_seconds), None)
+        if pace is None:
+            return None
+        todo = [j for j in self.jobs.values() if j.state in {"queued", "running"}]
+        known = [j.steps for j in self.jobs.values() if j.steps]
+        usual = max(known, default=0)
+        return sum(max(0, (j.steps or usual) - j.step) * (j.step_seconds or pace) for j in todo)

@@ -1,0 +1,173 @@
+"""From ranked offers to one machine that answers: rent, wait, log in; the next offer when that fails.
+
+What failed is destroyed and seen to be gone before the next is tried. Knows nothing of what the machine is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from providers.base import Instance, InstanceStatus, LaunchSpec
+from providers.errors import AuthError, ProviderError, Refused
+
+from .errors import MachineFailed, NoOffer, UsageError
+from .lease import Lease
+from .ledger import Attempt
+from .lifecycle import Phase, Signal
+from .plan import Candidate
+from .shell import Shell, make_keys
+from .trip import Trip
+
+TRIES = 5
+"""Machines that are tried before the run gives up; each one is paid for while it boots."""
+POLL_S = 1.0
+LABEL = "lorry-"
+"""Every label of ours begins so; nothing else is ever touched by `lorry reap`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A leased machine that lets us in."""
+
+    lease: Lease
+    shell: Shell
+
+    @property
+    def number(self) -> int:
+        """The attempt's number."""
+        return self.lease.number
+
+
+@contextmanager
+def rented(trip: Trip) -> Iterator[Machine]:
+    """Hold a machine that answers, for the length of the block.
+
+    Takes up the lease that the ledger shows open, else rents along the plan's candidates. Leaving the
+    block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
+    """
+    for lease in _leases(trip):
+        with _given_back(trip, lease):
+            machine = _reach(trip, lease)
+            if machine is not None:
+                yield machine
+                return
+    raise NoOffer(f"no machine could be had: {trip.tried()}", hint="run again later, or loosen [machine]")
+
+
+@contextmanager
+def visited(trip: Trip) -> Iterator[Machine]:
+    """The machine that the run holds now, for a look; leaving the block leaves it as it is. Raises `UsageError` when there is none."""
+    taken = trip.book().current
+    if taken is None or taken.phase not in {Phase.TRAINING, Phase.PULLING}:
+        raise UsageError(f"run {trip.order.run} has no machine that trains now", hint="lorry ps shows where it stands")
+    machine = _reach(trip, Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock))
+    if machine is None:
+        raise MachineFailed(
+            "the machine does not answer", hint=f"lorry attach {trip.order.run} takes it up, lorry down {trip.order.run} ends it"
+        )
+    try:
+        yield machine
+    finally:
+        machine.shell.close()
+
+
+@contextmanager
+def _given_back(trip: Trip, lease: Lease) -> Iterator[None]:
+    """Destroy at the end, whatever the end is; the word "destroyed" is said only after it was seen."""
+    why = "the work is done"
+    try:
+        yield
+    except BaseException as err:
+        why = str(err) or type(err).__name__
+        raise
+    finally:
+        trip.enter("destroy", f"{lease.gpu} at {lease.provider.name}")
+        lease.release(why)
+        trip.say(f"{lease.gpu} at {lease.provider.name}: destroyed, and seen to be gone")
+
+
+def _leases(trip: Trip) -> Iterator[Lease]:
+    """The open lease first, then one per candidate."""
+    taken: Attempt | None = trip.book().current
+    if taken is not None:
+        yield Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock)
+    for candidate in trip.candidates()[:TRIES]:
+        trip.check_boot()
+        lease = _take(trip, candidate)
+        if lease is not None:
+            yield lease
+
+
+def _take(trip: Trip, candidate: Candidate) -> Lease | None:
+    offer = candidate.offer
+    trip.enter("rent", f"{offer.gpu_name} at {offer.provider}, ${offer.prices.usd_per_hour(trip.order.requirements.disk_gib):.3f}/h")
+    keys = make_keys(trip.folder.path)
+    spec = LaunchSpec(
+        label=label_for(trip.order.run, trip.book().next_attempt),
+        image=trip.order.image,
+        disk_gib=trip.order.requirements.disk_gib,
+        ssh_public_key=keys.public_line,
+    )
+    try:
+        return Lease.take(trip.provider(offer.provider), offer, spec, ledger=trip.ledger, clock=trip.clock)
+    except (AuthError, Refused):
+        raise  # the next offer of this account would fare no better
+    except ProviderError as err:
+        trip.say(f"{offer.gpu_name} at {offer.provider}: {err}; trying the next")
+        return None
+
+
+def label_for(run: str, attempt: int) -> str:
+    """The instance's label: how it is found again, by any copy of lorry. At most 60 characters."""
+    return f"{LABEL}{run[-44:]}-a{attempt}"
+
+
+def _reach(trip: Trip, lease: Lease) -> Machine | None:
+    """Wait until the cloud says where it is and it lets us in; None when it does not by the boot deadline."""
+    trip.enter("boot", f"{lease.gpu} at {lease.provider.name}")
+    until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
+    shell: Shell | None = None
+    words = "no word from the provider yet"
+    while trip.clock.monotonic_s() < until:
+        trip.check_boot()
+        try:
+            instance = lease.describe()
+        except ProviderError as err:
+            if not err.transient:
+                raise
+            words = str(err)
+        else:
+            words = instance.status_text or instance.status
+            if instance.status is InstanceStatus.GONE:
+                lease.ledger.record(Signal.GONE, attempt=lease.number, evidence="the cloud says that it does not exist")
+                words = "it has gone"
+                break
+            shell = _shell_for(trip, lease, instance, shell)
+            if shell is not None and shell.probe():
+                return _reached(lease, shell)
+        trip.pulse(words)
+        trip.clock.sleep(POLL_S)
+    trip.say(f"{lease.gpu} at {lease.provider.name} did not boot: {words}; trying the next")
+    return None
+
+
+def _shell_for(trip: Trip, lease: Lease, instance: Instance, known: Shell | None) -> Shell | None:
+    """A shell for where the instance is now; addresses may come late and change."""
+    if instance.ssh is None or instance.status is not InstanceStatus.RUNNING:
+        return None
+    if known is not None and known.endpoint == instance.ssh:
+        return known
+    shell = Shell(instance.ssh, make_keys(trip.folder.path), trip.clock)
+    shell.give_up = trip.check_urgent
+    if trip.book().attempts[lease.number].phase is Phase.BOOTING:
+        shell.forget_host()  # a new machine, maybe at an address that an old one had
+    return shell
+
+
+def _reached(lease: Lease, shell: Shell) -> Machine:
+    fingerprint = shell.connect()
+    if lease.ledger.book().attempts[lease.number].phase is Phase.BOOTING:
+        lease.ledger.record(Signal.REACHABLE, attempt=lease.number, host_key=fingerprint)
+    return Machine(lease=lease, shell=shell)

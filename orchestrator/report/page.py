@@ -1,0 +1,75 @@
+"""The page of a run: one HTML file with curves, samples and receipt, that needs nothing and loads nothing.
+
+What came from the rented machine is escaped by the template; the content policy in the page forbids everything
+but the page itself.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.budget import show_usd
+from orchestrator.home import RunFolder, write_atomically
+from orchestrator.progress import Curve, JobProgress
+
+from .receipt import progress_of
+
+WIDTH, HEIGHT = 640, 160
+MOST_SAMPLES = 200
+"""Newest first; a page of more would be slow to open."""
+
+
+def write_page(folder: RunFolder, document: Mapping[str, Any]) -> Path:
+    """Write `report.html` from the receipt and what is in the folder."""
+    from jinja2 import Environment, StrictUndefined
+
+    import templates
+
+    source = (Path(templates.__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["usd"] = show_usd
+    progress = progress_of(folder)
+    jobs = [_job(job, progress.jobs[job["name"]]) for job in document["jobs"]]
+    page = environment.from_string(source).render(run=document, jobs=jobs, width=WIDTH, height=HEIGHT, warnings=progress.warnings)
+    target = folder.path / "report.html"
+    write_atomically(target, page.encode())
+    return target
+
+
+def _job(document: Mapping[str, Any], progress: JobProgress) -> dict[str, Any]:
+    samples = [Path(path) for path in document["samples"]][-MOST_SAMPLES:]
+    scale = _range(progress.loss)
+    return {
+        **document,
+        "curve": points(progress.loss, progress.steps, scale),
+        "smooth": points(smoothed(progress.loss), progress.steps, scale),
+        "heldout": points(progress.heldout, progress.steps, scale),
+        "loss_range": scale,
+        "pictures": [{"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()} for path in samples],
+    }
+
+
+def smoothed(curve: Curve, keep: float = 0.9) -> Curve:
+    """The exponential mean of a curve, started at its first value."""
+    smooth, mean = Curve(), None
+    for step, value in curve.points:
+        mean = value if mean is None else keep * mean + (1 - keep) * value
+        smooth.points.append((step, mean))
+    return smooth
+
+
+def _range(curve: Curve) -> tuple[float, float]:
+    values = [value for _, value in curve.points] or [0.0]
+    return min(values), max(values)
+
+
+def points(curve: Curve, steps: int, scale: tuple[float, float]) -> str:
+    """The curve as an SVG point list, y within `scale` so that several curves share one axis."""
+    if len(curve.points) < 2:
+        return ""
+    low, high = scale
+    span, last = (high - low) or 1.0, max(steps, curve.points[-1][0], 1)
+    return " ".join(f"{step / last * WIDTH:.1f},{HEIGHT - (value - low) / span * HEIGHT:.1f}" for step, value in curve.points)

@@ -1,0 +1,342 @@
+"""The straight-line program: config -> plan -> lease -> ship -> watch -> pull -> release -> report.
+
+Every step finds in the run's folder what was done before, so the same lines serve a run that begins and one
+that another process began: `lorry run`, `attach` and `resume` are this program with different beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
+from typing import Any
+
+from providers.base import Offer, Requirements
+from providers.errors import ProviderError
+
+from . import commands
+from .errors import Interrupted, LorryError, MayStillBill, TrainingFailed, UsageError
+from .home import Busy, RunFolder
+from .lease import PATIENCE_S, Lease, destroy
+from .ledger import Ledger
+from .lifecycle import Phase, Signal
+from .order import Order, read_order, write_order
+from .plan import Candidate, Plan, make_plan
+from .rent import Machine, rented, visited
+from .report.page import write_page
+from .report.receipt import progress_of, receipt
+from .ship import Shipment, item, send
+from .trip import Tools, Trip
+from .watch import STOP_PATIENCE_S, fetch_now, pull, start, watch
+
+ENOUGH_OFFERS = 8
+"""Kept in plan.json; more is no help to a reader."""
+
+
+def run(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """The main job, from a confirmed plan to the receipt."""
+    with folder.driving(), tools.interrupts.caught():
+        ledger = open_books(order, plan, folder, tools)
+        return drive(begin(order, folder, ledger, tools, lambda: plan.candidates))
+
+
+def open_books(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> Ledger:
+    """The first entries of a confirmed run: from here on any process of lorry can do it."""
+    ledger = folder.ledger(tools.clock)
+    folder.write("plan.json", plan_document(plan))
+    ledger.record("opened", cap_usd=order.cap_usd, run=order.run)
+    ledger.record("confirmed", usd=plan.best.estimate.usd)
+    return ledger
+
+
+def attach(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """Take up a run that another process began, wherever it stands, and bring it to its end."""
+    with folder.driving(), tools.interrupts.caught():
+        ledger = folder.ledger(tools.clock)
+        book = ledger.book()
+        if book.closed is not None and not book.open_attempts:
+            return receipt(folder, tools.clock.now())
+        order = read_order(folder)
+        return drive(begin(order, folder, ledger, tools, lambda: market(order, tools).candidates))
+
+
+def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -> dict[str, Any]:
+    """Go on with a run that ended early, on a new machine, from the checkpoints that are at home."""
+    with folder.driving(), tools.interrupts.caught():
+        ledger = folder.ledger(tools.clock)
+        order = read_order(folder)
+        if cap_usd is not None:
+            order = order.model_copy(update={"cap_usd": cap_usd})
+            write_order(folder, order)
+            ledger.record("opened", cap_usd=cap_usd, run=order.run)
+        trip = begin(order, folder, ledger, tools, lambda: market(order, tools, spent_usd=trip.spent_usd()).candidates)
+        if not trip.todo() and not trip.book().open_attempts:
+            raise UsageError(f"run {folder.id} is finished: every adapter is at home")
+        return drive(trip)
+
+
+def drive(trip: Trip) -> dict[str, Any]:
+    """Rent, ship, train, fetch, give back, account. What goes wrong in a run is told by the receipt, not raised."""
+    reason = ""
+    try:
+        with rented(trip) as machine:
+            python = ship(trip, machine)
+            start(trip, machine, python)
+            reason = watch(trip, machine, python)
+            pull(trip, machine)
+        judge(trip, reason)
+    except (LorryError, ProviderError) as err:
+        return close(trip, err)
+    return close(trip, None)
+
+
+def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, candidates: Callable[[], Sequence[Candidate]]) -> Trip:
+    """A trip that knows what earlier machines of the run have told."""
+    current = ledger.book().current
+    progress = progress_of(folder, but=current.number if current else 0)
+    progress.committed.clear()  # files of machines that are gone
+    return Trip(order=order, folder=folder, ledger=ledger, tools=tools, progress=progress, candidates=lambda: tuple(candidates()))
+
+
+def ship(trip: Trip, machine: Machine) -> str:
+    """Send what is missing, have it verified, make the machine able to train. Returns its Python."""
+    attempt = trip.book().attempts[machine.number]
+    if attempt.phase is not Phase.SHIPPING:
+        return _python_of(trip, machine)
+    shipment, done = with_checkpoints(trip), 0
+    trip.enter("upload", f"{len(shipment.items)} files")
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        trip.moved(done, shipment.size)
+
+    before = machine.shell.uploaded
+    send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
+    trip.ledger.record("moved", attempt=machine.number, uploaded=machine.shell.uploaded - before)
+    trip.enter("set-up", "the trainer's Python environment")
+    python = machine.shell.check(commands.bootstrap(trip.order.root), timeout_s=1800).decode(errors="replace").strip().splitlines()[-1]
+    trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size)
+    trip.check_boot()
+    return python
+
+
+def with_checkpoints(trip: Trip) -> Shipment:
+    """The order's shipment, and for unfinished jobs the newest checkpoint that an earlier machine made."""
+    found = []
+    for name in trip.todo():
+        checkpoints = sorted((trip.folder.job(name) / "checkpoints").glob("*.safetensors"))
+        found += [item(checkpoints[-1].parent, checkpoints[-1].name, f"jobs/{name}/out/checkpoints")] if checkpoints else []
+    return Shipment(items=(*trip.order.items, *found))
+
+
+def _python_of(trip: Trip, machine: Machine) -> str:
+    """The interpreter that an earlier process started the supervisor with."""
+    started = [e for e in trip.ledger.entries if e.attempt == machine.number and e.kind == Signal.STARTED]
+    return str(started[-1].data["python"])
+
+
+def judge(trip: Trip, reason: str) -> None:
+    """Whether a session that ended is a success. Raises what it was instead."""
+    failed = [job for job in trip.progress.jobs.values() if job.state == "failed"]
+    if failed:
+        words = "; ".join(f"{job.name}: {job.message or 'no word'}" for job in failed)
+        raise TrainingFailed(
+            f"{len(failed)} of {len(trip.progress.jobs)} jobs failed: {words}", hint="what they left is at home; see the report"
+        )
+    if reason == "deadline":
+        raise OverCap(
+            "the cap was reached before the last step; the newest checkpoints are at home",
+            hint=f"go on with: lorry resume {trip.order.run} --budget USD",
+        )
+    if reason == "stopped":
+        raise Interrupted("stopped as asked; the newest checkpoints are at home", hint=f"go on with: lorry resume {trip.order.run}")
+
+
+class OverCap(LorryError):
+    """The cap ended the training."""
+
+    code = "LRY-CAP"
+    exit_code = 5
+
+
+def close(trip: Trip, err: LorryError | ProviderError | None) -> dict[str, Any]:
+    """Write the last entry, the receipt and the page. An open lease wins over whatever else happened."""
+    if trip.book().open_attempts and not isinstance(err, MayStillBill):
+        err = MayStillBill("a machine of this run is not known to be gone", hint=f"lorry down {trip.order.run}")
+    trip.ledger.record(
+        "closed",
+        exit_code=0 if err is None else err.exit_code,
+        message="" if err is None else str(err),
+        hint="" if err is None else err.hint,
+    )
+    trip.folder.forget_stop()
+    trip.tools.view.close()
+    return account(trip.folder, trip.tools)
+
+
+def account(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """The receipt and the page, from what is in the folder and what the providers have billed by now."""
+    write_page(folder, receipt(folder, tools.clock.now()))
+    document = receipt(folder, tools.clock.now(), billed_usd=_billed(folder, tools))
+    folder.write("receipt.json", document)
+    return document
+
+
+def _billed(folder: RunFolder, tools: Tools) -> Decimal | None:
+    """What the providers say they charged for every machine of the run; None while one has no record."""
+    total = Decimal(0)
+    for attempt in folder.book().attempts.values():
+        for instance_id in attempt.instance_ids:
+            try:
+                billed = tools.provider(attempt.provider).billed_usd(instance_id)
+            except ProviderError:
+                return None
+            if billed is None:
+                return None
+            total += billed
+    return total
+
+
+# -- before a run ----------------------------------------------------------------------------------
+
+
+def market(order: Order, tools: Tools, *, spent_usd: Decimal = Decimal(0)) -> Plan:
+    """What could be rented for this order now."""
+    return make_plan(order.load, offers(order.providers, order.requirements, tools), order.requirements, cap_usd=order.cap_usd - spent_usd)
+
+
+def offers(names: Iterable[str], wanted: Requirements, tools: Tools) -> list[Offer]:
+    """Every provider's offers. One provider's trouble is said and does not hide the others; all in trouble raises the last."""
+    found: list[Offer] = []
+    trouble: ProviderError | None = None
+    answered = False
+    for name in names:
+        try:
+            found += tools.provider(name).offers(wanted)
+            answered = True
+        except ProviderError as err:
+            tools.view.say(f"{name}: {err}")
+            trouble = err
+    if not answered and trouble is not None:
+        raise trouble
+    return found
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """The words of `lorry plan --json`."""
+    return {
+        "estimate": "simple: from published figures, not yet calibrated by measurement",
+        "cap_usd": str(plan.cap_usd),
+        "disk_gib": plan.disk_gib,
+        "offers_seen": plan.seen,
+        "left_out": dict(plan.left_out),
+        "candidates": [
+            {
+                "provider": c.offer.provider,
+                "offer": c.offer.id,
+                "gpu": c.offer.gpu_name,
+                "vram_gib": c.offer.vram_gib,
+                "usd_per_hour": str(c.offer.prices.usd_per_hour(plan.disk_gib)),
+                "reliability": c.offer.reliability,
+                "region": c.offer.region,
+                "interruptible": c.offer.interruptible,
+                "usd": {name: str(value) for name, value in c.estimate.usd.items()},
+                "seconds": {name: {"p10": r.p10, "p50": r.p50, "p90": r.p90} for name, r in c.estimate.phases.items()},
+                "peak_vram_bytes": c.estimate.vram_bytes,
+            }
+            for c in plan.candidates[:ENOUGH_OFFERS]
+        ],
+    }
+
+
+# -- ending what another process began -------------------------------------------------------------
+
+
+def stop(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """An orderly end: checkpoint, pull, destroy, verify; by the process that drives the run, or by this one."""
+    folder.want_stop()
+    try:
+        return attach(folder, tools)
+    except Busy:
+        return _wait_for_the_driver(folder, tools, patience_s=STOP_PATIENCE_S + PATIENCE_S)
+
+
+def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """Destroy every machine of a run now, and see that it is gone."""
+    folder.want_stop(now=True)
+    try:
+        with folder.driving(), tools.interrupts.caught():
+            ledger = folder.ledger(tools.clock)
+            for attempt in ledger.book().open_attempts:
+                Lease.adopt(tools.provider(attempt.provider), attempt, ledger=ledger, clock=tools.clock).release("lorry down")
+                tools.view.say(f"{attempt.gpu} at {attempt.provider}: destroyed, and seen to be gone")
+            if ledger.book().closed is None:
+                ledger.record("closed", exit_code=Interrupted.exit_code, message="ended by lorry down", hint="")
+            folder.forget_stop()
+            return account(folder, tools)
+    except Busy:
+        return _wait_for_the_driver(folder, tools, patience_s=PATIENCE_S)
+
+
+def _wait_for_the_driver(folder: RunFolder, tools: Tools, *, patience_s: float) -> dict[str, Any]:
+    """The process that drives the run has been asked; wait until it has done it."""
+    tools.view.say("another lorry drives this run; it was asked")
+    until = tools.clock.monotonic_s() + patience_s
+    while folder.is_driven:
+        if tools.clock.monotonic_s() > until:
+            raise MayStillBill("the lorry that drives this run does not end it", hint="end that process, then run the command again")
+        tools.clock.sleep(0.5)
+    return receipt(folder, tools.clock.now())
+
+
+def follow(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """Look on while another process drives the run: everything that it knows is in the folder."""
+    tools.view.say("another lorry drives this run; looking on")
+    try:
+        while folder.is_driven:
+            trip = Trip(
+                order=read_order(folder),
+                folder=folder,
+                ledger=folder.ledger(tools.clock),
+                tools=tools,
+                progress=progress_of(folder),
+                candidates=tuple,
+            )
+            current = trip.book().current
+            trip.enter(str(current.phase) if current else "rent", "")
+            tools.clock.sleep(1.0)
+    finally:
+        tools.view.close()
+    return receipt(folder, tools.clock.now())
+
+
+def fetch(folder: RunFolder, tools: Tools) -> int:
+    """Bring home what is committed now, and leave the machine to its work. Returns the number of files."""
+    with folder.driving(), tools.interrupts.caught():
+        trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools, tuple)
+        with visited(trip) as machine:
+            count = fetch_now(trip, machine)
+        tools.view.close()
+        return count
+
+
+def reap(labels: Callable[[str], bool], names: Iterable[str], tools: Tools, *, really: bool) -> list[dict[str, Any]]:
+    """Every machine whose label is ours, at every provider; ended when `really`. Never touches another label."""
+    found = []
+    for name in names:
+        provider = tools.provider(name)
+        for instance in provider.instances():
+            if not labels(instance.label):
+                continue
+            row = {
+                "provider": name,
+                "id": instance.id,
+                "label": instance.label,
+                "status": str(instance.status),
+                "destroyed_verified": False,
+            }
+            if really:
+                destroy(provider, [instance.id], instance.label, tools.clock)
+                row["destroyed_verified"] = True
+            found.append(row)
+    return found

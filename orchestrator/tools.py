@@ -1,0 +1,48 @@
+"""The composition root: the real clock, the real clouds, and the view that fits where stderr goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from providers.base import Provider
+
+from .clock import SystemClock
+from .errors import UsageError
+from .interrupts import Interrupts
+from .trip import Tools
+from .view import make_view
+
+
+def make_tools(*, as_json: bool) -> Tools:
+    """What a command that touches a run brings along."""
+    clock = SystemClock()
+    return Tools(
+        clock=clock,
+        view=make_view(as_json=as_json, clock_s=clock.monotonic_s, lorry_version=version()),
+        interrupts=Interrupts(),
+        provider=lru_cache(maxsize=None)(_provider(clock)),
+    )
+
+
+def _provider(clock: SystemClock) -> Callable[[str], Provider]:
+    def named(name: str) -> Provider:
+        import providers
+        from providers.wrappers import Retrying
+
+        if name not in providers.PROVIDERS:
+            raise UsageError(f"provider {name} is not built yet", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
+        return Retrying(providers.load(name), sleep=clock.sleep)
+
+    return named
+
+
+def version() -> str:
+    """The version that pip installed, for the first JSON line."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("lorry")
+    except PackageNotFoundError:
+        return "unknown"

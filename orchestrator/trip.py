@@ -1,0 +1,158 @@
+"""One run under way, as the steps of `run.py` share it: the order, the book, and the tools of this process.
+
+A step asks the trip for a decision (`check_boot`) or tells it something (`enter`, `say`); it never prints and
+never looks at a clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from providers.base import Provider
+
+from .budget import lifetime_s, spent_usd
+from .clock import Clock
+from .errors import Interrupted
+from .home import RunFolder
+from .interrupts import Interrupts
+from .lease import Lease, usage_of
+from .ledger import Book, Ledger
+from .order import Order
+from .plan import Candidate
+from .progress import Progress
+from .view import Snapshot, View
+
+PULSE_S = 0.5
+
+
+@dataclass(slots=True, kw_only=True)
+class Tools:
+    """What a process brings along; tests bring their own."""
+
+    clock: Clock
+    view: View
+    interrupts: Interrupts
+    provider: Callable[[str], Provider]
+
+
+@dataclass(slots=True, kw_only=True)
+class Trip:
+    """The run under way."""
+
+    order: Order
+    folder: RunFolder
+    ledger: Ledger
+    tools: Tools
+    progress: Progress
+    candidates: Callable[[], tuple[Candidate, ...]]
+    """Offers to try, best first; asked for only when a machine has to be rented."""
+    phase: str = ""
+    detail: str = ""
+    transfer: tuple[int, int] | None = None
+    """Bytes moved and bytes in all, while something is being moved."""
+    _told: float = field(default=float("-inf"))
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        return self.tools.clock
+
+    def provider(self, name: str) -> Provider:
+        """The cloud of that name."""
+        return self.tools.provider(name)
+
+    def book(self) -> Book:
+        """What the ledger adds up to now."""
+        return self.ledger.book()
+
+    # -- telling -----------------------------------------------------------------------------------
+
+    def enter(self, phase: str, detail: str) -> None:
+        """A new phase begins."""
+        self.phase, self.detail, self.transfer = phase, detail, None
+        self._show(force=True)
+
+    def pulse(self, detail: str = "") -> None:
+        """Time passed in the same phase."""
+        self.detail = detail or self.detail
+        self._show()
+
+    def moved(self, done: int, total: int) -> None:
+        """Bytes of a transfer arrived."""
+        self.transfer = (done, total)
+        self._show()
+
+    def say(self, text: str) -> None:
+        """Something worth a line of its own."""
+        self.tools.view.say(text)
+
+    def _show(self, *, force: bool = False) -> None:
+        now = self.clock.monotonic_s()
+        if force or now - self._told >= PULSE_S:
+            self._told = now
+            self.tools.view.show(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """Everything that a view may draw."""
+        book = self.book()
+        current = book.current
+        return Snapshot(
+            run=self.order.run,
+            phase=self.phase,
+            detail=self.detail,
+            transfer=self.transfer,
+            provider=current.provider if current else "",
+            gpu=current.gpu if current else "",
+            usd_per_hour=current.usd_per_hour if current else None,
+            spent_usd=self.spent_usd(),
+            cap_usd=self.order.cap_usd,
+            elapsed_s=(self.clock.now() - book.opened_at).total_seconds() if book.opened_at else 0.0,
+            progress=self.progress,
+        )
+
+    # -- deciding ----------------------------------------------------------------------------------
+
+    def check_boot(self) -> None:
+        """Raise when a wait before training should end: nothing is lost yet, so any request to stop will do."""
+        if self.tools.interrupts.wanted or self.folder.stop_wanted:
+            raise Interrupted("stopped before training began")
+
+    def check_urgent(self) -> None:
+        """Raise when the machine is to go at once."""
+        self.tools.interrupts.check_urgent()
+        if self.folder.end_wanted:
+            raise Interrupted("ended at once, as `lorry down` asked")
+
+    @property
+    def stop_wanted(self) -> bool:
+        """An orderly stop was asked for, by a signal or by `lorry stop`."""
+        return self.tools.interrupts.wanted or self.folder.stop_wanted
+
+    def todo(self) -> list[str]:
+        """Jobs whose finished adapter is not at home: what a machine still has to do."""
+        return [name for name in self.order.job_names if not (self.folder.job(name) / f"{name}.safetensors").exists()]
+
+    def spent_usd(self, now: datetime | None = None) -> Decimal:
+        """Every attempt's cost, by our own meter."""
+        return spent_usd(map(usage_of, self.book().attempts.values()), now or self.clock.now())
+
+    def lifetime_s(self, lease: Lease) -> float:
+        """Seconds that training may take from now so that the cap holds."""
+        book, now = self.book(), self.clock.now()
+        return lifetime_s(
+            cap_usd=self.order.cap_usd,
+            spent=self.spent_usd(now),
+            prices=lease.prices,
+            disk_gib=lease.disk_gib,
+            download_bytes=self.order.load.download_bytes,
+            max_hours=self.order.max_hours,
+            used_s=(now - book.opened_at).total_seconds() if book.opened_at else 0.0,
+        )
+
+    def tried(self) -> str:
+        """Every attempt and why it ended, in one line."""
+        attempts = self.book().attempts.values()
+        return "; ".join(f"{a.gpu} at {a.provider}: {a.told or a.phase}" for a in attempts) or "no offer was left to try"

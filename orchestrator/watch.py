@@ -1,0 +1,230 @@
+"""Standing beside the machine while it trains: events come in, committed files come home, the cap is kept.
+
+The machine trains on by itself; this loop may die and be begun again by another process at any point. What it
+knows of the past is in the run's folder: the events file, byte for byte, and the files that are home.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from trainer.protocol import Committed, EventReader, Session, Status
+
+from . import commands
+from .errors import Interrupted, MachineFailed, OverBudget, ResultsIncomplete
+from .fetch import Arrived, fetch, is_home
+from .lifecycle import Signal
+from .progress import Progress
+from .rent import Machine
+from .trip import Trip
+
+POLL_S = 1.0
+STATUS_MOST_BYTES = 1024 * 1024
+EVENTS_AT_ONCE = 1024 * 1024
+SILENT_S = 60.0
+"""A supervisor whose beat stands still for so long is dead: it beats about once a second."""
+STOP_PATIENCE_S = 300.0
+"""An orderly stop takes a step and a save; after this the machine is given back with what is at home."""
+STARTS = 3
+SHORTEST_LIFE_S = 30.0
+ROLE_ORDER = {"adapter": 0, "checkpoint": 1, "sample": 2}
+
+
+class Feed:
+    """The machine's events, continued from what is already in the run's folder."""
+
+    def __init__(self, trip: Trip, machine: Machine) -> None:
+        self._trip = trip
+        self._machine = machine
+        self._home = trip.folder.path / f"events-{machine.number}.jsonl"
+        self._reader = EventReader()
+
+    def catch_up(self) -> None:
+        """Take in what earlier processes fetched; a torn tail is cut, its bytes come again."""
+        if self._home.exists():
+            whole = self._home.read_bytes()
+            self._home.write_bytes(whole := whole[: whole.rfind(b"\n") + 1])
+            self._take(whole)
+
+    def read_on(self) -> bool:
+        """Fetch what was added; True when something was."""
+        have = self._home.stat().st_size if self._home.exists() else 0
+        data = self._machine.shell.read(f"{self._trip.order.root}/events.jsonl", offset=have, most=EVENTS_AT_ONCE)
+        if not data:
+            return False
+        with self._home.open("ab") as file:
+            file.write(data)
+        self._take(data)
+        return True
+
+    def _take(self, data: bytes) -> None:
+        for event in self._reader.feed(data):
+            self._trip.progress.take(event)
+
+    def status(self) -> Status | None:
+        """The supervisor's heartbeat; None while there is none, or none that makes sense."""
+        raw = self._machine.shell.read(f"{self._trip.order.root}/status.json", most=STATUS_MOST_BYTES)
+        try:
+            return Status.model_validate_json(raw) if raw else None
+        except ValidationError:
+            return None
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Whether the supervisor lives: its beat moves."""
+
+    beat: int = -1
+    since: float = field(default=float("inf"))
+
+    def is_dead(self, status: Status | None, now: float) -> bool:
+        """Take a look at `now`; True when nothing has moved for `SILENT_S`."""
+        if self.since == float("inf") or (status is not None and status.beat != self.beat):
+            self.beat, self.since = (status.beat if status else -1), now
+        return now - self.since > SILENT_S
+
+
+def start(trip: Trip, machine: Machine, python: str) -> None:
+    """Start the supervisor with the lifetime that the cap leaves, or find it running. Safe to repeat."""
+    session = f"{trip.order.root}/session.json"
+    if machine.shell.size(session) is None:
+        lifetime = trip.lifetime_s(machine.lease)
+        if lifetime < SHORTEST_LIFE_S:
+            raise OverBudget(
+                f"${trip.spent_usd():.4f} of ${trip.order.cap_usd} is spent; nothing is left to train with", hint="raise budget.max_usd"
+            )
+        document = Session(run=trip.order.run, jobs=tuple(trip.todo()), lifetime_s=lifetime)
+        machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
+    raw = machine.shell.read(session) or b""
+    machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
+    trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=Session.model_validate_json(raw).lifetime_s, python=python)
+
+
+def watch(trip: Trip, machine: Machine, python: str) -> str:
+    """Until the session ends, however it ends. Returns the supervisor's reason.
+
+    Raises `Interrupted` when the machine is to go at once, `MachineFailed` when the supervisor stays dead.
+    """
+    feed, puller, pulse = Feed(trip, machine), Puller(trip, machine), Pulse()
+    feed.catch_up()
+    starts, asked_at = 1, None
+    trip.enter("training", "")
+    while True:
+        trip.check_urgent()
+        status = feed.status()
+        moved = feed.read_on()
+        if status is not None:
+            trip.progress.hear(status)
+            if status.state == "ended" and not moved:
+                trip.ledger.record(Signal.ENDED, attempt=machine.number, reason=status.reason)
+                return status.reason
+        moved = puller.fetch_next() or moved
+        now = trip.clock.monotonic_s()
+        if trip.stop_wanted and asked_at is None:
+            asked_at = now
+            machine.shell.check(commands.stop(trip.order.root))
+            trip.say("asked the machine for a checkpoint and an orderly end")
+        if asked_at is not None and now - asked_at > STOP_PATIENCE_S:
+            raise Interrupted("the machine did not stop in good order")
+        if pulse.is_dead(status, now):
+            starts += 1
+            if starts > STARTS:
+                raise MachineFailed(f"the supervisor on the machine died {STARTS} times: {_last_words(trip, machine)}")
+            trip.say("the supervisor on the machine died; it is started again and goes on from its last checkpoint")
+            start(trip, machine, python)
+            pulse = Pulse()
+        trip.pulse()
+        if not moved:
+            trip.clock.sleep(POLL_S)
+
+
+def pull(trip: Trip, machine: Machine) -> None:
+    """Bring home all that was committed and is not here yet. Raises `ResultsIncomplete` when a finished adapter is missing."""
+    trip.enter("pull", "")
+    feed, puller = Feed(trip, machine), Puller(trip, machine)
+    feed.catch_up()
+    while feed.read_on():
+        pass
+    while puller.fetch_next():
+        trip.check_urgent()
+    missing = [c.path for c in trip.progress.committed.values() if c.final and not is_home(trip.folder, c)]
+    trip.ledger.record(Signal.PULLED, attempt=machine.number, missing=missing)
+    if missing:
+        raise ResultsIncomplete(f"did not come home: {', '.join(missing)}")
+
+
+class Puller:
+    """Fetches committed files, the most precious first: adapters, then the newest checkpoint, then samples."""
+
+    def __init__(self, trip: Trip, machine: Machine) -> None:
+        self._trip = trip
+        self._machine = machine
+        self._settled: set[tuple[str, str]] = set()
+        """(path, sha256) of what is at home or no longer there to be fetched."""
+
+    def fetch_next(self) -> bool:
+        """Fetch one file; False when nothing is waiting."""
+        waiting = [c for c in self._trip.progress.committed.values() if (c.path, c.sha256) not in self._settled]
+        for committed in sorted(waiting, key=lambda c: (not c.final, ROLE_ORDER[c.role], -c.step, c.path)):
+            self._settled.add((committed.path, committed.sha256))
+            if is_home(self._trip.folder, committed):
+                continue
+            self._fetch(committed)
+            return True
+        return False
+
+    def _fetch(self, committed: Committed) -> None:
+        done = 0
+
+        def moved(count: int) -> None:
+            nonlocal done
+            done += count
+            self._trip.check_urgent()
+            self._trip.moved(done, committed.size)
+
+        before = self._machine.shell.downloaded
+        arrived = fetch(self._machine.shell, self._trip.order.root, self._trip.folder, committed, moved=moved)
+        self._trip.transfer = None
+        self._trip.ledger.record("moved", attempt=self._machine.number, downloaded=self._machine.shell.downloaded - before)
+        if arrived is not None:
+            self._came_home(arrived)
+
+    def _came_home(self, arrived: Arrived) -> None:
+        committed = arrived.committed
+        self._trip.ledger.record(
+            "fetched",
+            attempt=self._machine.number,
+            job=committed.job,
+            path=str(arrived.path.relative_to(self._trip.folder.path)),
+            role=committed.role,
+            step=committed.step,
+            sha256=committed.sha256,
+            final=committed.final,
+        )
+        if committed.role != "sample":
+            what = "finished adapter" if committed.final else f"{committed.role} of step {committed.step}"
+            self._trip.say(f"{committed.job}: {what} is home")
+
+
+def _last_words(trip: Trip, machine: Machine) -> str:
+    log = machine.shell.run(commands.tail(trip.order.root)).stdout.decode(errors="replace").strip().splitlines()
+    return log[-1] if log else "its log is empty"
+
+
+def fetch_now(trip: Trip, machine: Machine) -> int:
+    """Bring home what is committed at this moment, and leave the machine to its work. Returns the number of files."""
+    feed, puller, count = Feed(trip, machine), Puller(trip, machine), 0
+    feed.catch_up()
+    while feed.read_on():
+        pass
+    while puller.fetch_next():
+        count += 1
+    return count
+
+
+def replay(progress: Progress, raw: bytes) -> None:
+    """Fold an events file at home into `progress`; for commands that only look."""
+    for event in EventReader().feed(raw):
+        progress.take(event)
