@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
+from json import dumps
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -52,6 +53,10 @@ class CloudHTTP:
         ids_in: Callable[[Any], tuple[str, ...]] = no_ids,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        if not key:
+            raise AuthError(f"there is no key for {cloud}", hint=key_hint)
+        if not (key.isascii() and key.isprintable()) or key != key.strip():
+            raise AuthError(f"the key for {cloud} holds a space, a line break or a character that no key has", hint=key_hint)
         self.base_url = base_url.rstrip("/")
         self._cloud = cloud
         self._key = key
@@ -90,21 +95,22 @@ class CloudHTTP:
             raise Unavailable(self.redact(f"{self._cloud} cannot be reached for {what}: {error or type(error).__name__}")) from self._safe(
                 error
             )
-        except (httpx.InvalidURL, UnicodeEncodeError) as error:  # UnicodeEncodeError: a key that no HTTP header can hold
-            raise ProviderError(self.redact(f"{self._cloud} cannot be asked {what}: {error}"), hint="check its address and key") from None
+        except httpx.InvalidURL as error:
+            raise ProviderError(self.redact(f"{self._cloud} cannot be asked {what}: {error}"), hint="check its address") from None
         if response.status_code in expect:
             return Answer(response.status_code, self._json(response, what))
         raise self._error(response, what)
 
     def redact(self, text: str) -> str:
         """`text` without the key, however it got in."""
-        for form in {self._key, quote(self._key, safe="")} - {""}:
+        for form in (self._key, quote(self._key, safe=""), dumps(self._key)[1:-1]):
             text = text.replace(form, "[key]")
         return text
 
     def _safe(self, error: Exception) -> Exception | None:
         """The cause to chain; None when its own words hold the key."""
-        return error if self.redact(repr(error)) == repr(error) else None
+        words = f"{error} {error!r}"
+        return error if self.redact(words) == words else None
 
     def _json(self, response: httpx.Response, what: str) -> Any:
         if not response.content:

@@ -137,14 +137,12 @@ class MarketLife(RuleBasedStateMachine):
         world = self.world
         broke = sum(m.usd(world.seconds) for m in self.expected.values() if m.account == account.name) >= account.credit_usd
         taken = offer.id in {machine.offer_id for machine in self.held.values()}
-        try:
-            rental = world.market.create(account, offer.id, world.spec(disk_gib=disk_gib))
-        except MarketError as error:
-            assert error.code == ("offer_taken" if taken else "no_credit")
-            assert taken or broke
+        if taken or broke:
+            with pytest.raises(MarketError) as caught:
+                world.market.create(account, offer.id, world.spec(disk_gib=disk_gib))
+            assert caught.value.code == ("offer_taken" if taken else "no_credit")
             return ""
-        assert not taken
-        assert not broke
+        rental = world.market.create(account, offer.id, world.spec(disk_gib=disk_gib))
         self.expected[rental.id] = Expected(offer.id, account.name, disk_gib, world.seconds)
         return rental.id
 
