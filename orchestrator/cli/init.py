@@ -16,7 +16,9 @@ Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="characte
 Datasets = Annotated[
     list[Path] | None, typer.Option("--dataset", metavar="DIR", help="Folder of pictures; once for each LoRA.", show_default=False)
 ]
-Base = Annotated[str | None, typer.Option("--base", help="Hub id, diffusers folder or .safetensors checkpoint.", show_default=False)]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="BASE", help="Hub id, diffusers folder or .safetensors checkpoint.", show_default=False)
+]
 Target = Annotated[Path, typer.Option("--file", metavar="FILE", help="What to write.")]
 
 

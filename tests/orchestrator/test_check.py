@@ -1,0 +1,172 @@
+"""`check` looks at everything that a config names, with the trainer's own eyes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.check import Checked, check, counts, refusal, summary
+from orchestrator.config import load
+from orchestrator.errors import ConfigError, DatasetError
+from trainer import dataset
+
+
+def picture(file: Path, size: tuple[int, int] = (640, 512), caption: str | None = "lisabp woman, in a park") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (90, 120, 60)).save(file)
+    if caption is not None:
+        file.with_suffix(".txt").write_text(caption)
+
+
+def diffusers_folder(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
+    """The outside of a model: what can be told without loading it."""
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "model.safetensors").write_bytes(b"")
+    (folder / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 768}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+
+
+@pytest.fixture
+def looked(tmp_path: Path):
+    """Writes a config with one job of these lines and checks it."""
+
+    def look(*lines: str, base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5", folder: str = "lisa") -> Checked:
+        file = tmp_path / "lorry.toml"
+        job = "\n".join([f'base = "{base}"', "[[lora]]", 'name = "lisa"', f'dataset = "{folder}"', *lines])
+        file.write_text(f'name = "a"\n[budget]\nmax_usd = 1\n[defaults]\n{job}\n')
+        return check(load(file))
+
+    return look
+
+
+def test_a_dataset_is_counted_as_the_trainer_counts_it(looked, tmp_path):
+    """One reading of the folder: the plan's steps are the training's steps."""
+    for number in range(5):
+        picture(tmp_path / f"lisa/6_lisabp woman/{number}.png", (640, 512) if number < 3 else (512, 768))
+    checked = looked("epochs = 10", "batch_size = 2", 'trigger = "lisabp woman"')
+    (job,) = checked.jobs
+    config = load(tmp_path / "lorry.toml")
+    scan = dataset.scan(job.dataset, config.jobs[0])
+    assert (job.pictures, job.captions, job.samples) == (5, 5, 30)
+    assert sum(job.buckets.values()) == 5
+    assert len(job.buckets) == 2
+    assert job.steps == dataset.total_steps(config.jobs[0], scan.samples) == 10 * (9 + 6)
+    assert job.reading == scan.reading
+    assert checked.findings == ()
+    assert refusal(checked) is None
+
+
+def test_every_picture_that_is_wrong_is_named(looked, tmp_path):
+    picture(tmp_path / "lisa/good.png")
+    picture(tmp_path / "lisa/bare.png", caption=None)
+    (tmp_path / "lisa/torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    checked = looked()
+    said = {(Path(found.path).name, found.code) for found in checked.errors}
+    assert ("torn.jpg", "LRY-DATA-CORRUPT") in said
+    assert any(name == "bare.png" and "CAPTION" in code for name, code in said)
+    assert all(found.hint for found in checked.errors)
+    error = refusal(checked)
+    assert isinstance(error, DatasetError)
+    assert error.exit_code == 3
+
+
+def test_a_dataset_that_is_not_there_is_put_right_in_the_config(looked, tmp_path):
+    """So the finding points at the line to change, wherever the folder should have been."""
+    (found,) = looked(folder="nowhere").errors
+    assert (found.code, found.path, found.line) == ("LRY-DATA-MISSING", str(tmp_path / "lorry.toml"), 8)
+    assert found.excerpt[found.column :] == '"nowhere"'
+
+
+def test_an_empty_dataset_is_refused(looked, tmp_path):
+    (tmp_path / "lisa").mkdir()
+    checked = looked()
+    assert [found.code for found in checked.errors] == ["LRY-DATA-EMPTY"]
+    assert checked.jobs[0].steps == 0
+
+
+def test_a_base_of_another_family_is_refused_at_its_line(looked, tmp_path):
+    picture(tmp_path / "lisa/a.png")
+    diffusers_folder(tmp_path / "xl", "StableDiffusionXLPipeline")
+    checked = looked('family = "sd15"', base="xl")
+    (found,) = checked.errors
+    assert (found.code, found.line, found.excerpt) == ("LRY-BASE-FAMILY", 5, 'base = "xl"')
+    assert isinstance(refusal(checked), ConfigError)
+
+
+def test_the_family_is_told_from_the_base(looked, tmp_path):
+    picture(tmp_path / "lisa/a.png")
+    diffusers_folder(tmp_path / "model")
+    assert looked(base="model").jobs[0].family == "sd15"
+    assert looked().jobs[0].family == "sd15"
+    (found,) = looked(base="someone/their-model").errors
+    assert (found.code, found.hint) == ("LRY-CONFIG-FAMILY", 'write `family` as well, as in family = "sd15"')
+    assert looked('family = "sd15"', base="someone/their-model").jobs[0].family == "sd15"
+    assert looked('recipe = "style"', base="someone/their-model").jobs[0].family == "sd15"
+
+
+@pytest.mark.parametrize("base", ["nowhere.safetensors", "./nowhere", "broken.safetensors", "pickle.ckpt", "empty"])
+def test_a_base_that_cannot_be_used_is_refused(looked, tmp_path, base):
+    picture(tmp_path / "lisa/a.png")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 64)
+    (tmp_path / "pickle.ckpt").write_bytes(b"\x80\x02.")
+    (tmp_path / "empty").mkdir()
+    (found,) = looked('family = "sd15"', base=base).errors
+    assert found.code.startswith("LRY-BASE-")
+    assert found.line == 5
+
+
+def test_sample_prompts_and_buckets_that_cannot_be_are_refused(looked, tmp_path):
+    picture(tmp_path / "lisa/a.png")
+    (found,) = looked('sample_prompts = ["a dog --q 3"]').errors
+    assert (found.code, found.line) == ("LRY-JOB-PROMPT", 9)
+    (found,) = looked("resolution = 256", "bucket_step = 512").errors
+    assert (found.code, found.line) == ("LRY-CONFIG-RULE", 9)
+
+
+def test_two_jobs_on_one_folder_complain_once(tmp_path):
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/a.png").write_bytes(b"no picture")
+    jobs = "".join(f'[[lora]]\nname = "{name}"\n' for name in ("a", "b"))
+    (tmp_path / "lorry.toml").write_text(
+        f'name = "a"\n[budget]\nmax_usd = 1\n[defaults]\nbase = "x/stable-diffusion-v1-5"\ndataset = "torn"\n{jobs}'
+    )
+    checked = check(load(tmp_path / "lorry.toml"))
+    assert len(checked.jobs) == 2
+    assert len(checked.errors) == len({(found.code, found.path) for found in checked.errors})
+
+
+def test_what_is_shown_of_a_job_says_what_will_happen(looked, tmp_path):
+    for number in range(3):
+        picture(tmp_path / f"lisa/{number}.png")
+    checked = looked("steps = 30")
+    text = "\n".join(summary(checked.jobs[0]))
+    assert "lisa: 3 pictures, 3 with a caption, 30 steps (10 epochs)" in text
+    assert "576x448: 3" in text
+    assert checked.jobs[0].as_json()["steps"] == 30
+    assert counts(checked.findings) == ""
+
+
+def test_checking_needs_neither_torch_nor_network(tmp_path):
+    """In a fresh Python in which a socket cannot be made."""
+    picture(tmp_path / "lisa/a.png")
+    (tmp_path / "lorry.toml").write_text(
+        'name = "a"\n[budget]\nmax_usd = 1\n[[lora]]\nname = "x"\ndataset = "lisa"\nbase = "x/stable-diffusion-v1-5"\n'
+    )
+    code = """
+import socket, sys
+def refuse(*a, **k): raise AssertionError("the network was asked")
+socket.socket = refuse
+from pathlib import Path
+from orchestrator.check import check
+from orchestrator.config import load
+assert check(load(Path(sys.argv[1]))).jobs[0].pictures == 1
+print(*sorted({"torch", "httpx", "paramiko", "rich", "diffusers"} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lorry.toml")], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == []
