@@ -25,8 +25,10 @@ import templates  # noqa: E402
 from orchestrator.cli import COMMANDS, HELP_GROUPS  # noqa: E402
 from orchestrator.cli.group import command  # noqa: E402
 from orchestrator.cli.topics import ENVIRONMENT, JSON  # noqa: E402
-from orchestrator.config import CODES, OTHER_SPELLINGS, PROVIDERS, TABLES  # noqa: E402
+from orchestrator.config import CODES  # noqa: E402
 from orchestrator.errors import EXIT_CODES  # noqa: E402
+from orchestrator.keys import PROVIDERS, TABLES  # noqa: E402
+from orchestrator.wording import OTHER_SPELLINGS  # noqa: E402
 from trainer.errors import CODES as TRAINER_CODES  # noqa: E402
 
 REFERENCE = ROOT / "docs/reference"

@@ -1,7 +1,7 @@
 """`lorry.toml` in, `RunConfig` out; everything that is wrong with it in one `ConfigError`.
 
-Owns the keys of the file, their meaning and their defaults. Opens that one file and asks of the paths in it only whether they
-exist; knows nothing of pictures, models, offers or money spent: `check` and `plan` do.
+Opens that one file, and asks of the paths in it only whether they exist; knows nothing of pictures, models, offers or money spent:
+`check` and `plan` do. The keys themselves are in `keys`, the words about wrong ones in `wording`.
 
     recipe < [defaults] < [[lora]]        the later one wins, key by key
 """
@@ -10,43 +10,33 @@ from __future__ import annotations
 
 import re
 import tomllib
-import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, DecimalException
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import templates
 from trainer.protocol import FAMILIES, NAME_PATTERN, TrainingOptions
 
 from .errors import ConfigError, Finding
+from .keys import PROVIDERS, Budget, LoraConfig, Machine, RunConfig, Section
+from .wording import allowed, instead, kind_of, nearest, rewritten, say, short, wrong_type
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
     from .places import Loc, Places
 
+__all__ = ["CODES", "PROVIDERS", "Budget", "LoraConfig", "Machine", "RunConfig", "find", "finding_at", "load", "recipe_for"]
+
 FILE_NAME = "lorry.toml"
+
 MAX_BYTES = 1_000_000
 """A config is a page of text; anything this big is a mistake, and reading it would only make the mistake slow."""
-
-DEFAULT_IMAGE = "pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime"
-"""Brings Python and torch, and is so common that many hosts have it cached; CUDA 12.8 knows cards up to Blackwell."""
-
-ProviderName = Literal["vast", "runpod", "ssh", "sandbox", "local"]
-PROVIDERS: dict[ProviderName, str] = {
-    "vast": "Vast.ai: the marketplace, cheapest",
-    "runpod": "RunPod: secure and community cloud",
-    "ssh": "a machine of yours, over SSH",
-    "sandbox": "the practice cloud on this computer; nothing costs anything",
-    "local": "this computer",
-}
 
 CODES: dict[str, str] = {
     "LRY-CONFIG-FILE": "there is no file to read, or more than one, or it is not text",
@@ -63,145 +53,6 @@ CODES: dict[str, str] = {
     "LRY-DATA-CHANGED": "a file changed after it was checked",
 }
 """What `Finding.code` can say besides the codes of `trainer.errors`."""
-
-OTHER_SPELLINGS: dict[str, str] = {
-    "network_dim": "rank",
-    "network_rank": "rank",
-    "lora_rank": "rank",
-    "dim": "rank",
-    "network_alpha": "alpha",
-    "lora_alpha": "alpha",
-    "train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "max_train_steps": "steps",
-    "max_train_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "lr": "learning_rate",
-    "te_lr": "text_encoder_lr",
-    "text_encoder_learning_rate": "text_encoder_lr",
-    "optimizer_type": "optimizer",
-    "lr_scheduler_num_cycles": "lr_restarts",
-    "lr_num_cycles": "lr_restarts",
-    "train_data_dir": "dataset",
-    "image_dir": "dataset",
-    "instance_data_dir": "dataset",
-    "pretrained_model_name_or_path": "base",
-    "base_model": "base",
-    "model": "base",
-    "revision": "base_revision",
-    "output_name": "name",
-    "instance_prompt": "trigger",
-    "trigger_word": "trigger",
-    "class_tokens": "trigger",
-    "save_every_n_steps": "save_every_steps",
-    "save_every_n_epochs": "save_every_epochs",
-    "sample_every_n_steps": "sample_every_steps",
-    "min_bucket_reso": "min_bucket",
-    "max_bucket_reso": "max_bucket",
-    "bucket_reso_steps": "bucket_step",
-    "flip_aug": "flip",
-    "caption_dropout_rate": "caption_dropout",
-}
-"""How kohya and its kin write what we have another word for."""
-
-OTHER_WAYS: dict[str, str] = {
-    "num_repeats": "repeats are in the folder's name: `10_lisabp woman`",
-    "repeats": "repeats are in the folder's name: `10_lisabp woman`",
-    "enable_bucket": "buckets are always on; leave it out",
-    "cache_latents": "latents are always cached; leave it out",
-    "output_dir": "results come home into the run's folder; leave it out",
-    "caption_extension": "captions are .txt files beside the pictures; leave it out",
-    "network_module": "lorry trains LoRA; leave it out",
-}
-"""What other trainers need said and lorry does not."""
-
-
-class Section(BaseModel):
-    """A table of the file: frozen, and a key that is not known is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Budget(Section):
-    """`[budget]`: what the run may cost."""
-
-    max_usd: Decimal = Field(gt=0, le=100_000, description="The cap in dollars: every meter of every attempt of this run together.")
-    max_hours: float | None = Field(
-        None, gt=0, le=10_000, description="The machine is given back after so many hours, whatever is left to train."
-    )
-
-
-class Machine(Section):
-    """`[machine]`: where to train."""
-
-    providers: tuple[ProviderName, ...] = Field(
-        ("vast", "runpod"), min_length=1, description="Clouds to ask. Their offers compete in one ranking."
-    )
-    gpus: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
-        (), description='Cards that will do, as in `"RTX 4090"`. Empty: anything that fits the job.'
-    )
-    max_usd_per_hour: Decimal | None = Field(None, gt=0, le=1000, description="No machine dearer than this, disk included.")
-    interruptible: bool = Field(
-        False, description="Also take machines that may be taken away (bids, spot): cheaper, and the run moves on when it happens."
-    )
-    min_reliability: float = Field(0.95, ge=0, le=1, description="Share of time that the host was up, by the provider's record.")
-    regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
-        (), description='Countries by two letters, as in `"SE"`. Empty: anywhere.'
-    )
-    min_vram_gib: float | None = Field(None, gt=0, le=2048, description="Video memory at least. Worked out from the jobs when not given.")
-    disk_gib: int | None = Field(
-        None, ge=1, le=100_000, description="Disk to rent. Worked out from base, datasets and results when not given."
-    )
-    image: str = Field(
-        DEFAULT_IMAGE, min_length=1, max_length=512, description="Container image; must have Python 3.11 or later and torch."
-    )
-    verified_only: bool = Field(True, description="Only hosts that the provider has checked.")
-    secure_cloud_only: bool = Field(False, description="Only machines in data centres.")
-    boot_timeout_minutes: float = Field(
-        15, gt=0, le=600, description="A machine that cannot be reached by then is given back for the next one."
-    )
-
-
-class LoraConfig(TrainingOptions):
-    """`[[lora]]`: one LoRA to train. Recipe and `[defaults]` are already in it."""
-
-    name: str = Field(pattern=NAME_PATTERN, description="Names the job, its folder and its adapter file.")
-    dataset: Path = Field(
-        description="Folder of pictures: kohya's `10_trigger class` folders, or pictures with .txt captions. Relative to this file."
-    )
-    base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
-    base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
-    family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")
-    recipe: str | None = Field(None, description="Values to start from, as `lorry init` lists them; keys written in the file win.")
-
-    def training_options(self) -> TrainingOptions:
-        """The part that says how to train."""
-        return TrainingOptions.model_validate({key: getattr(self, key) for key in TrainingOptions.model_fields})
-
-
-class RunConfig(Section):
-    """The whole file: one rental and the jobs to do on it."""
-
-    name: str = Field(pattern=NAME_PATTERN, description="Names the run.")
-    budget: Budget
-    machine: Machine = Field(default_factory=lambda: Machine.model_validate({}))
-    jobs: tuple[LoraConfig, ...] = Field(alias="lora", min_length=1)
-    file: Path = Field(exclude=True)
-    """Where it was read from; relative paths in it start in its folder."""
-    sources: Mapping[str, Mapping[str, str]] = Field(default_factory=dict, exclude=True)
-    """Job name -> key -> who said so: `[[lora]]`, `[defaults]` or `recipe sd15-character`. A key that is not there has its default."""
-
-
-_OWN = [key for key in LoraConfig.model_fields if key not in TrainingOptions.model_fields]
-_NAME = {"name": RunConfig.model_fields["name"]}
-TABLES: tuple[tuple[str, str, dict[str, FieldInfo]], ...] = (
-    ("", "above all tables", _NAME),
-    ("[budget]", "what the run may cost", Budget.model_fields),
-    ("[machine]", "where to train", Machine.model_fields),
-    ("[[lora]]", "one LoRA to train; [defaults] takes the same keys for all of them",
-     {key: LoraConfig.model_fields[key] for key in [*_OWN, *TrainingOptions.model_fields]}),
-)  # fmt: skip
-"""Heading, what the table is for, its keys: what the reference page and `lorry help config` are drawn from."""
 
 
 def load(path: Path | None = None) -> RunConfig:
@@ -244,12 +95,6 @@ def finding_at(config: RunConfig, job: int, key: str, code: str, message: str, *
         loc: Loc = ("defaults", key) if said_by == "[defaults]" else ("lora", job, "recipe" if said_by.startswith("recipe") else key)
         findings.at(loc, code, message, hint)
     return findings.found[0] if findings.found else Finding(code=code, message=message, path=str(config.file), hint=hint)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that was probably meant; empty when none is near."""
-    folded = {name.lower(): name for name in known}
-    return folded[match[0]] if (match := get_close_matches(word.lower(), folded, n=1, cutoff=0.6)) else ""
 
 
 def recipe_for(name: str, family: str | None) -> tuple[str, str]:
@@ -453,7 +298,7 @@ class _Reader:
             merged.values["dataset"] = str(_resolved(folder, merged.values["dataset"]))
         if "base" in merged.values:
             merged.values["base"] = _base(folder, merged.values["base"])
-        title = f'job "{_short(merged.values["name"])}"' if "name" in merged.values else f"job {index + 1}"
+        title = f'job "{short(merged.values["name"])}"' if "name" in merged.values else f"job {index + 1}"
         places: dict[str, Loc] = {key: ("lora", index, key) for key in LoraConfig.model_fields} | merged.places
         job = self._build(LoraConfig, merged.values, places, title)
         return (job if isinstance(job, LoraConfig) else None), merged
@@ -463,7 +308,7 @@ class _Reader:
         if family is None or family in FAMILIES:
             return
         guess = nearest(family, FAMILIES)
-        message = f'this version of lorry does not train the family "{_short(family)}"'
+        message = f'this version of lorry does not train the family "{short(family)}"'
         hint = f'write "{guess}"' if guess else f"it trains {', '.join(FAMILIES)}"
         self.findings.at(merged.places["family"], "LRY-CONFIG-FAMILY", message, hint)
         del merged.values["family"]
@@ -475,7 +320,7 @@ class _Reader:
         name = merged.values["recipe"]
         full, instead = recipe_for(name, merged.values.get("family"))
         if instead:
-            self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{_short(name)}"', instead)
+            self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{short(name)}"', instead)
             return
         merged.values["recipe"] = full
         merged.put_below({"family": full.partition("-")[0]}, f"recipe {full}", merged.places["recipe"], each=False)
@@ -492,8 +337,8 @@ class _Reader:
             first = seen.get(name.lower())
             seen.setdefault(name.lower(), name)
             if first is not None:
-                by_case = f'differs from "{_short(first)}" by case only, which folders on Windows and macOS ignore'
-                message = f'the job name "{_short(name)}" {"is there twice" if first == name else by_case}'
+                by_case = f'differs from "{short(first)}" by case only, which folders on Windows and macOS ignore'
+                message = f'the job name "{short(name)}" {"is there twice" if first == name else by_case}'
                 self.findings.at(("lora", index, "name"), "LRY-CONFIG-NAME", message, "give it another name")
 
     def _keys(self, raw: dict[str, Any], annotations: Mapping[str, Any], loc: Loc, where: str) -> dict[str, Any]:
@@ -501,12 +346,12 @@ class _Reader:
         good: dict[str, Any] = {}
         for key, value in raw.items():
             if key not in annotations:
-                meant, hint = _instead(key, annotations)
-                self.findings.at((*loc, key), "LRY-CONFIG-KEY", f"there is no key `{_short(key)}` {where}", hint, key=True)
+                meant, hint = instead(key, annotations)
+                self.findings.at((*loc, key), "LRY-CONFIG-KEY", f"there is no key `{short(key)}` {where}", hint, key=True)
                 self.refused.add((*loc, meant))
-            elif expected := _wrong_type(annotations[key], value):
-                message = f"`{key}` is {expected}, not {_kind_of(value)}"
-                self.findings.at((*loc, key), "LRY-CONFIG-TYPE", message, _rewritten(annotations[key], key, value))
+            elif expected := wrong_type(annotations[key], value):
+                message = f"`{key}` is {expected}, not {kind_of(value)}"
+                self.findings.at((*loc, key), "LRY-CONFIG-TYPE", message, rewritten(annotations[key], key, value))
                 self.refused.add((*loc, key))
             elif any(ord(char) < 32 or ord(char) == 127 for text in _texts(value) for char in text):
                 message = f"`{key}` has a line break or another control character in it"
@@ -545,13 +390,13 @@ class _Reader:
             if not {loc, ("defaults", str(key))} & self.refused:
                 self.findings.at(loc, "LRY-CONFIG-MISSING", f"{title} has no `{key}`", _EXAMPLES.get(f"{model.__name__}.{key}", ""))
             return
-        code, message = _say(str(key), details)
-        allowed = _allowed(model.model_fields[str(key)].annotation)
+        code, message = say(str(key), details)
+        words = allowed(model.model_fields[str(key)].annotation)
         hint = ""
         if details["type"] == "literal_error":
             written = _dig(values[str(key)], inside)
-            guess = nearest(written, allowed) if isinstance(written, str) else ""
-            hint = f'write "{guess}"' if guess else f"it can be {', '.join(allowed)}"
+            guess = nearest(written, words) if isinstance(written, str) else ""
+            hint = f'write "{guess}"' if guess else f"it can be {', '.join(words)}"
         self.findings.at((*loc, *inside), code, message, hint)
 
 
@@ -570,96 +415,9 @@ _EXAMPLES: dict[str, str] = {
 }
 """What to write where a key must be and is not."""
 
-_HOMES: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("under [budget]", Budget),
-    ("under [machine]", Machine),
-    ("under [[lora]] or [defaults]", LoraConfig),
-)
-
-
-def _instead(key: str, known: Iterable[str]) -> tuple[str, str]:
-    """The key that was meant, if that can be said, and what to write."""
-    known = list(known)
-    if OTHER_SPELLINGS.get(key) in known:
-        return OTHER_SPELLINGS[key], f"here it is called `{OTHER_SPELLINGS[key]}`"
-    if key in OTHER_WAYS:
-        return "", OTHER_WAYS[key]
-    if near := nearest(key, known):
-        return near, f"did you mean `{near}`?"
-    for where, model in _HOMES:
-        if key in model.model_fields or OTHER_SPELLINGS.get(key) in model.model_fields:
-            return "", f"write `{OTHER_SPELLINGS.get(key, key)}` {where}"
-    for where, model in _HOMES:
-        if near := nearest(key, model.model_fields):
-            return "", f"did you mean `{near}` {where}?"
-    return "", f"the keys here are {', '.join(known)}" if len(known) <= 6 else "`lorry help config` lists every key"
-
 
 def _annotations(model: type[BaseModel]) -> dict[str, Any]:
     return {name: info.annotation for name, info in model.model_fields.items()}
-
-
-_KINDS: tuple[tuple[type, str], ...] = (
-    (bool, "true or false"),
-    (int, "a whole number"),
-    (Decimal, "a number"),
-    (str, "text"),
-    (list, "a list"),
-    (dict, "a table"),
-)
-"""What TOML can say, most particular first: a bool is an int to Python."""
-
-
-def _kind_of(value: object) -> str:
-    return next((words for kind, words in _KINDS if isinstance(value, kind)), "a date")
-
-
-def _wrong_type(annotation: Any, value: object) -> str:
-    """What the value should have been; empty when it is that. Stricter than pydantic, which takes "5" for 5 and true for 1."""
-    if annotation is Any:
-        return ""
-    kind, many = _expected(annotation)
-    if many:
-        return "" if isinstance(value, list) and all(_kind_of(item) == kind for item in value) else f"a list of {kind}s"
-    accepted = {kind, "a whole number"} if kind == "a number" else {kind}
-    return "" if _kind_of(value) in accepted else kind
-
-
-def _expected(annotation: Any) -> tuple[str, bool]:
-    """The words for a type, and whether it is a list of them."""
-    origin, arguments = get_origin(annotation), [one for one in get_args(annotation) if one not in (type(None), ...)]
-    if origin in (Union, types.UnionType, Annotated):
-        return _expected(arguments[0])
-    if origin is tuple:
-        return _expected(arguments[0])[0], True
-    if origin is Literal or annotation is Path:
-        return "text", False
-    return next(words for kind, words in _KINDS if issubclass(Decimal if annotation is float else annotation, kind)), False
-
-
-def _allowed(annotation: Any) -> list[str]:
-    """The words of a `Literal`, however deep it stands in the type."""
-    if get_origin(annotation) is Literal:
-        return [str(word) for word in get_args(annotation)]
-    return [word for inner in get_args(annotation) for word in _allowed(inner)]
-
-
-def _rewritten(annotation: Any, key: str, value: object) -> str:
-    """The same value in the right type, where it is plain what was meant."""
-    kind, many = _expected(annotation)
-    if many and isinstance(value, str) and kind == "text":
-        return f'write {key} = ["{_short(value)}"]'
-    if isinstance(value, str) and (number := _NUMBERS.get(kind)) and number.fullmatch(value):
-        return f"write {key} = {value}, without quotes"
-    if isinstance(value, str) and kind == "true or false" and (truth := _TRUTHS.get(value.lower())):
-        return f"write {key} = {truth}, without quotes"
-    if isinstance(value, Decimal) and kind == "a whole number" and value.is_finite() and abs(value) < 10**9 and value == int(value):
-        return f"write {key} = {int(value)}"
-    return ""
-
-
-_NUMBERS = {"a number": re.compile(r"-?\d{1,9}(\.\d{1,9})?"), "a whole number": re.compile(r"-?\d{1,9}")}
-_TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 
 
 def _texts(value: object) -> list[str]:
@@ -670,40 +428,6 @@ def _dig(value: Any, inside: Iterable[str | int]) -> Any:
     for step in inside:
         value = value[step]
     return value
-
-
-_LIMITS: dict[str, tuple[str, str]] = {
-    "greater_than": ("more than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-}
-
-
-def _say(key: str, details: ErrorDetails) -> tuple[str, str]:
-    """Code and words for a value that pydantic refuses."""
-    kind, context = details["type"], details.get("ctx", {})
-    if kind in _LIMITS:
-        words, name = _LIMITS[kind]
-        return "LRY-CONFIG-VALUE", f"`{key}` must be {words} {context[name]}"
-    if kind in {"finite_number", "float_type", "decimal_parsing"}:
-        return "LRY-CONFIG-VALUE", f"`{key}` must be an ordinary number"
-    if kind == "literal_error":
-        return (
-            ("LRY-CONFIG-PROVIDER", "there is no such provider") if key == "providers" else ("LRY-CONFIG-VALUE", f"`{key}` cannot be that")
-        )
-    if kind == "string_pattern_mismatch" and key == "name":
-        return (
-            "LRY-CONFIG-VALUE",
-            "a name has letters, digits, dots, dashes and underscores, begins with one of the first two, at most 64 in all",
-        )
-    if kind == "string_pattern_mismatch" and key == "regions":
-        return "LRY-CONFIG-VALUE", "a region is a country's two capital letters"
-    if kind in {"string_too_short", "too_short"}:
-        return "LRY-CONFIG-VALUE", f"`{key}` must not be empty"
-    if kind == "string_too_long":
-        return "LRY-CONFIG-VALUE", f"`{key}` is longer than {context['max_length']} characters"
-    return "LRY-CONFIG-VALUE", f"`{key}`: {details['msg']}"
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -725,8 +449,3 @@ def _resolved(folder: Path, text: str) -> Path:
     with suppress(RuntimeError):  # ~somebody who is not there: then it is a name like any other
         path = path.expanduser()
     return folder / path
-
-
-def _short(text: str) -> str:
-    """Enough of what was written to know it again."""
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -60,7 +60,7 @@ def json_documents() -> dict[str, str]:
 
 def config() -> dict[str, str]:
     """Every key of lorry.toml, from the models that read it."""
-    from orchestrator.config import TABLES
+    from orchestrator.keys import TABLES
 
     return {f"{title} {name}".strip(): info.description or "" for title, _, keys in TABLES for name, info in keys.items()}
 

@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import templates
-from orchestrator.config import CODES, OTHER_SPELLINGS, PROVIDERS, TABLES, LoraConfig, ProviderName, RunConfig, find, load
+from orchestrator.config import CODES, find, load
 from orchestrator.errors import ConfigError, Finding
+from orchestrator.keys import PROVIDERS, TABLES, LoraConfig, ProviderName, RunConfig
+from orchestrator.wording import OTHER_SPELLINGS
 from trainer.protocol import FAMILIES, TrainingOptions
 
 GOOD = """\

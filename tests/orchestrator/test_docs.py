@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from orchestrator.cli import COMMANDS
-from orchestrator.config import TABLES
 from orchestrator.errors import EXIT_CODES
+from orchestrator.keys import TABLES
 
 ROOT = Path(__file__).parent.parent.parent
 
