@@ -1,0 +1,43 @@
+# make demo     the main job for real on the practice cloud; sets itself up
+# make test     every test that runs without a GPU in reasonable time; sets itself up
+# make check    linter, formatter, types, architecture: under a minute
+# make docs     write the generated pages anew
+# make crash    kill the client at every crash point and take the run up again
+# make bench    speed and memory, as ratios; runs alone
+# make gpu      what needs an NVIDIA card
+# make setup    system packages and .venv, nothing else
+
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+# Spinning OpenMP threads starve whatever else runs on a small machine.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test check docs crash bench gpu setup
+.DEFAULT_GOAL = check
+
+setup:
+	@VENV=$(VENV) .ci/setup
+
+demo: setup
+	@$(PYTHON) -m templates.demo.demo
+
+test: setup check
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "not crash and not bench and not gpu"
+
+check: setup
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m ruff format --check --quiet .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest -q tests/test_architecture.py
+
+docs: setup
+	$(PYTHON) docs/generate.py
+
+crash: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m crash tests/e2e
+
+bench: setup
+	$(PYTHON) -m pytest -q -m bench tests/bench
+
+gpu: setup
+	$(PYTHON) -m pytest -q -m gpu tests/gpu
