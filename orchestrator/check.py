@@ -16,11 +16,18 @@ from trainer import dataset
 from trainer.base import Base, expect_family, inspect_base
 from trainer.errors import TrainerError
 from trainer.prompts import parse_prompts
+from trainer.protocol import FAMILIES
 
 from .config import LoraConfig, RunConfig, finding_at
 from .errors import ConfigError, DatasetError, Finding, WithFindings
 
-KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = ((r"stable-diffusion-v1-\d", "sd15"),)
+KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = (
+    (r"stable-diffusion-v1-\d", "sd15"),
+    (r"stable-diffusion-2", "sd2"),
+    (r"stable-diffusion-xl", "sdxl"),
+    (r"stable-diffusion-3", "sd3"),
+    (r"FLUX\.1", "flux"),
+)
 """Hub ids whose family is in the name. Nothing is asked of the hub: `check` works without network."""
 
 
@@ -158,9 +165,14 @@ def _base(config: RunConfig, index: int, job: LoraConfig) -> tuple[Base | None, 
         return None, [finding_at(config, index, "base", error.code, error.message, hint=error.hint)]
     except OSError as error:
         return None, [finding_at(config, index, "base", "LRY-BASE-BROKEN", f"the base cannot be read: {error.strerror}")]
-    if _family(job, base) is None:
+    family = _family(job, base)
+    if family is None:
         message = f"the family of {job.base} cannot be told from its name, and nothing is downloaded to look"
         return base, [finding_at(config, index, "base", "LRY-CONFIG-FAMILY", message, hint='write `family` as well, as in family = "sd15"')]
+    if family not in FAMILIES:
+        what = family if " " in family else f"of the family {family}"
+        message = f"{Path(base.location).name} is {what}, which this version of lorry does not train"
+        return base, [finding_at(config, index, "base", "LRY-CONFIG-FAMILY", message, hint=f"it trains {', '.join(FAMILIES)}")]
     return base, []
 
 

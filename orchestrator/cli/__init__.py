@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _called(given)
     except (LorryError, ProviderError) as error:
         return _failed(error, given)
+    except KeyboardInterrupt:  # before any command had begun
+        return 130
     except BrokenPipeError:  # the reader, `head` for one, has seen enough
         sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115  nothing may be flushed into the pipe at exit
         return 0

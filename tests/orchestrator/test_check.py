@@ -110,6 +110,16 @@ def test_the_family_is_told_from_the_base(looked, tmp_path):
     assert looked('recipe = "style"', base="someone/their-model").jobs[0].family == "sd15"
 
 
+def test_a_family_that_is_not_trained_is_refused_before_anything_is_rented(looked, tmp_path):
+    """Whether the folder shows it or the hub id says it."""
+    picture(tmp_path / "lisa/a.png")
+    diffusers_folder(tmp_path / "xl", "StableDiffusionXLPipeline")
+    for base in ("xl", "stabilityai/stable-diffusion-xl-base-1.0"):
+        (found,) = looked(base=base).errors
+        assert (found.code, found.line) == ("LRY-CONFIG-FAMILY", 5)
+        assert "of the family sdxl" in found.message
+
+
 @pytest.mark.parametrize("base", ["nowhere.safetensors", "./nowhere", "broken.safetensors", "pickle.ckpt", "empty"])
 def test_a_base_that_cannot_be_used_is_refused(looked, tmp_path, base):
     picture(tmp_path / "lisa/a.png")

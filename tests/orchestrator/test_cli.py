@@ -256,6 +256,15 @@ def test_ctrl_c_ends_with_130_and_no_traceback(breaking, capsys):
     assert capsys.readouterr().err.startswith("error: interrupted\nhint: ")
 
 
+def test_ctrl_c_while_python_still_starts_is_no_traceback_either(monkeypatch, capsys):
+    def called(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_called", called)
+    assert main(["check"]) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_a_mistake_of_ours_is_saved_and_said_in_one_line(breaking, home, capsys):
     breaking(ZeroDivisionError("secret\x1b[2J"))
     assert main(["check", "--json"]) == 1

@@ -130,6 +130,8 @@ def test_whoever_says_epochs_has_also_answered_for_steps(written):
     lisa, forest = load(written(GOOD)).jobs
     assert (lisa.steps, lisa.epochs) == (2000, None)
     assert (forest.steps, forest.epochs) == (None, 12)
+    lisa, _ = load(written(swapped("batch_size = 4", "epochs = 5"))).jobs
+    assert (lisa.steps, lisa.epochs) == (2000, None)
 
 
 def test_a_base_is_a_path_where_it_is_one_and_a_hub_id_where_it_is_none(written, tmp_path):
@@ -246,6 +248,7 @@ def test_everything_wrong_is_said_at_once(findings):
         ('"character"', '"charakter"', "RECIPE", '"charakter"', 'write "character"'),
         ("recipe =", 'family = "sd51"\nrecipe =', "FAMILY", '"sd51"', 'write "sd15"'),
         ("steps = 2000", "steps = 2000.0", "TYPE", "2000.0", "write steps = 2000"),
+        ("steps = 2000", "steps = 1e999999", "TYPE", "1e999999", ""),
         ("steps = 2000", "steps = 0", "VALUE", "0", ""),
         ("steps = 2000", "steps = 1979-05-27", "TYPE", "1979-05-27", ""),
         ("steps = 2000", "flip = 1", "TYPE", "1", ""),
@@ -447,3 +450,12 @@ def test_positions_cost_nothing_while_all_is_well(tmp_path):
     code = "import sys, pathlib; from orchestrator.config import load; load(pathlib.Path(sys.argv[1])); print('tree_sitter' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lorry.toml")], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
+
+
+def test_recipes_and_templates_are_packed_into_the_wheel():
+    """They are no Python files, so setuptools takes only what is listed."""
+    project = tomllib.loads((Path(templates.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["templates"]
+    folder = Path(templates.__file__).parent
+    packed = {file for pattern in patterns for file in folder.glob(pattern)}
+    assert {*(folder / "recipes").iterdir(), folder / "lorry.toml.j2"} <= packed
