@@ -186,12 +186,14 @@ def test_a_destroyed_machine_has_no_process_no_folder_and_no_port(rented: Rented
 def test_a_machine_whose_init_was_killed_is_stopped_and_its_strays_end(rented: Rented) -> None:
     """As the kernel's OOM killer would do it. The disk bills on until somebody destroys it."""
     instance = rented.launch(onstart="exec setsid sleep 600")
-    poll(lambda: descendants(rented.init(instance)), what="onstart")
+    rented.run(instance, "setsid sleep 600 >/dev/null 2>&1 </dev/null &")
+    poll(lambda: len(descendants(rented.init(instance))) == 2, what="the end of the login")
     strays = descendants(rented.init(instance))
     send(rented.init(instance), signal.SIGKILL)
-    poll(lambda: rented.provider.describe(instance.id).status is InstanceStatus.STOPPED, what="stopped")
+    poll(lambda: (seen := bill(rented.server.folder).of(instance.id)) and seen.gpu_off_at, what="the market noticing by itself")
+    assert not any(alive(process) for process in strays)
+    assert rented.provider.describe(instance.id).status is InstanceStatus.STOPPED
     assert rented.provider.describe(instance.id).ssh is None
-    poll(lambda: not any(alive(process) for process in strays), what="the end of the strays", timeout_s=2)
     first, second = (bill(rented.server.folder).of(instance.id) for _ in range(2))
     assert first
     assert second

@@ -324,6 +324,7 @@ FAULTS: tuple[tuple[dict[str, Any], type[ProviderError]], ...] = (
     ({"truncate": 10}, Unavailable),
     ({"status": 302}, UnexpectedResponse),
     ({"status": 404, "body": "not here"}, UnexpectedResponse),
+    ({"status": 404}, UnexpectedResponse),
 )
 METHODS = ("account", "offers", "instances", "describe", "terminate", "billed_usd")
 NOT_READ = ({"body": "null"}, "terminate")
