@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer import dataset
@@ -108,22 +108,22 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
     findings += _prompts(config, index, job)
     scan = _scanned(job)
     findings += [_of_dataset(config, index, job, problem) for problem in scan.problems]
-    looked = {"name": job.name, "dataset": job.dataset, "reading": scan.reading, "base": base, "family": _family(job, base)}
+    looked = JobCheck(name=job.name, dataset=job.dataset, reading=scan.reading, base=base, family=_family(job, base))
+    if not scan.samples:
+        return looked, findings
     try:
         plan = dataset.plan(job, scan.samples)
         buckets = Counter(fit.bucket for fit in dataset.fits(job, scan.samples))
-    except ValueError as error:
-        findings.append(finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error)))
-        return JobCheck(**looked), findings  # type: ignore[arg-type]
-    counted = JobCheck(
-        **looked,  # type: ignore[arg-type]
-        images=tuple(sample.image for sample in scan.samples),
+    except ValueError as error:  # a resolution below one bucket step
+        return looked, [*findings, finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error))]
+    counted = replace(
+        looked,
         pictures=len(scan.samples),
         captions=sum(bool(sample.caption) for sample in scan.samples),
         samples=sum(sample.repeats for sample in scan.samples),
         buckets=dict(sorted(buckets.items())),
-        steps=plan.steps if scan.samples else 0,
-        epochs=plan.epochs if scan.samples else 0,
+        steps=plan.steps,
+        epochs=plan.epochs,
     )
     return counted, findings
 
