@@ -43,6 +43,7 @@ class StopFlag:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train LoRAs.", epilog="example: python -m trainer job.json")
     parser.add_argument("jobs", nargs="+", type=Path, metavar="JOB.json", help="job files, run in this order")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that the jobs' paths are relative to (default: here)")

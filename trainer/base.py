@@ -114,7 +114,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(path, "has a header that is no JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "has a header that is no table")

@@ -146,15 +146,49 @@ class Facts:
 
 
 def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_name: str) -> dict[str, str]:
-    """All values are strings, `None` and JSON included: that is how readers expect them."""
-    now = datetime.now(UTC)
-    text = job.text_encoder_lr or 0
-    unet = job.learning_rate if job.unet_lr is None else job.unet_lr
+    """All values are strings, `None` and JSON included: that is how readers expect them.
+
+    Times are told to the day: two runs with one seed then give one file, byte for byte.
+    """
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    began = facts.started_at.replace(hour=0, minute=0, second=0, microsecond=0)
     values: dict[str, object] = {
         "ss_output_name": final_name,
         "ss_sd_model_name": facts.base_name,
         "ss_base_model_version": origin.base_model_version,
         "ss_v2": origin.v2,
+        "ss_steps": step,
+        "ss_max_train_steps": facts.plan.steps,
+        "ss_epoch": -(-step // facts.plan.steps_per_epoch),
+        "ss_num_epochs": facts.plan.epochs,
+        "ss_num_train_images": facts.plan.images,
+        "ss_num_reg_images": 0,
+        "ss_num_batches_per_epoch": facts.plan.batches_per_epoch,
+        "ss_training_started_at": began.timestamp(),
+        "ss_training_finished_at": today.timestamp(),
+        **_settings(job, facts.optimizer),
+    }
+    values |= {key: json.dumps(value) for key, value in _data_facts(facts).items()}
+    values |= {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": origin.architecture,
+        "modelspec.implementation": origin.implementation,
+        "modelspec.title": final_name,
+        "modelspec.resolution": f"{job.resolution}x{job.resolution}",
+        "modelspec.date": today.strftime("%Y-%m-%d"),
+        "modelspec.prediction_type": origin.prediction,
+    }
+    if job.trigger:
+        values["modelspec.trigger_phrase"] = job.trigger
+    values["lorry_version"] = facts.version
+    return {key: str(value) for key, value in values.items()}
+
+
+def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
+    """The job's options under sd-scripts' names; what it has and we have not is said as off."""
+    text = job.text_encoder_lr or 0
+    unet = job.learning_rate if job.unet_lr is None else job.unet_lr
+    return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": job.rank,
         "ss_network_alpha": job.scale * job.rank,
@@ -163,18 +197,11 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
         "ss_learning_rate": job.learning_rate,
         "ss_unet_lr": unet,
         "ss_text_encoder_lr": text or None,
-        "ss_optimizer": f"{facts.optimizer}(weight_decay={job.weight_decay})",
+        "ss_optimizer": f"{optimizer}(weight_decay={job.weight_decay})",
         "ss_lr_scheduler": job.lr_scheduler,
         "ss_lr_warmup_steps": job.lr_warmup_steps,
         "ss_max_grad_norm": job.max_grad_norm,
         "ss_seed": job.seed,
-        "ss_steps": step,
-        "ss_max_train_steps": facts.plan.steps,
-        "ss_epoch": -(-step // facts.plan.steps_per_epoch),
-        "ss_num_epochs": facts.plan.epochs,
-        "ss_num_train_images": facts.plan.images,
-        "ss_num_reg_images": 0,
-        "ss_num_batches_per_epoch": facts.plan.batches_per_epoch,
         "ss_batch_size_per_device": job.batch_size,
         "ss_total_batch_size": job.batch_size,
         "ss_gradient_accumulation_steps": job.gradient_accumulation,
@@ -199,24 +226,8 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
         "ss_bucket_no_upscale": job.bucket_no_upscale,
         "ss_min_bucket_reso": job.min_bucket,
         "ss_max_bucket_reso": job.max_bucket,
-        "ss_training_started_at": facts.started_at.timestamp(),
-        "ss_training_finished_at": now.timestamp(),
         "ss_training_comment": job.comment or None,
     }
-    values |= {key: json.dumps(value) for key, value in _data_facts(facts).items()}
-    values |= {
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": origin.architecture,
-        "modelspec.implementation": origin.implementation,
-        "modelspec.title": final_name,
-        "modelspec.resolution": f"{job.resolution}x{job.resolution}",
-        "modelspec.date": now.strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.prediction_type": origin.prediction,
-    }
-    if job.trigger:
-        values["modelspec.trigger_phrase"] = job.trigger
-    values["lorry_version"] = facts.version
-    return {key: str(value) for key, value in values.items()}
 
 
 def _data_facts(facts: Facts) -> dict[str, object]:

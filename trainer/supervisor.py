@@ -91,6 +91,8 @@ class Supervisor:
     """boot_clock at the session's first start."""
     clock: Callable[[], float] = boot_clock
     grace_s: float = GRACE_S
+    command: Callable[[Path, Sequence[str]], list[str]] | None = None
+    """What starts a worker; `worker_command` when not given."""
     beat: int = 0
     signalled: bool = False
     watch: Watch = field(init=False)
@@ -172,8 +174,7 @@ class Supervisor:
             "LORRY_SUPERVISOR_PID": str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }
-        files = [str(self.root / "jobs" / name / "job.json") for name in group]
-        command = [sys.executable, "-m", "trainer", "--root", str(self.root), *files]
+        command = (self.command or worker_command)(self.root, group)
         return subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL)
 
     def _waited(self, worker: subprocess.Popen[bytes]) -> int | None:
@@ -207,7 +208,12 @@ class Supervisor:
         try:
             write_atomically(self.root / "status.json", status.model_dump_json().encode(), durable=state == "ended")
         except OSError as error:
-            sys.stderr.write(f"status.json cannot be written: {error}\n")
+            _say(2, f"status.json cannot be written: {error}")
+
+
+def worker_command(root: Path, group: Sequence[str]) -> list[str]:
+    """The process that trains these jobs."""
+    return [sys.executable, "-m", "trainer", "--root", str(root), *(str(root / "jobs" / name / "job.json") for name in group)]
 
 
 def _base_of(root: Path, name: str) -> tuple[str, ...]:
@@ -357,6 +363,7 @@ def _redirect(root: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Start, or say that it runs or has ended."""
     parser = argparse.ArgumentParser(prog="python -m trainer.supervisor", description="Run a session's queue, detached.")
     parser.add_argument("session", type=Path, help="the session's folder, with session.json and jobs/")
     parser.add_argument("--foreground", action="store_true", help="stay in this process until the session has ended")
@@ -365,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         read_session(root)
     except TrainerError as error:
-        sys.stderr.write(f"{error} [{error.code}]\n")
+        _say(2, f"{error} [{error.code}]")
         return error.exit_code
     if (status := ended_status(root)) is not None:
         return _answer({"ended": status.reason})
@@ -379,9 +386,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(what: dict[str, object]) -> int:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
+    _say(1, json.dumps(what))
     return EXIT_DONE
+
+
+def _say(stream: int, line: str) -> None:
+    """Unbuffered: a buffer would be written twice after a fork."""
+    os.write(stream, f"{line}\n".encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""A checkpoint is whole and its own job's, or it is not used."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import checkpoint, files
+from trainer.adapters import Adapter, Target
+from trainer.cache import Cache, address
+from trainer.errors import IntegrityError
+from trainer.optimizers import LossScale
+
+TARGETS = [Target("unet", "a", 5, 4)]
+
+
+def saved(folder: Path, *steps: int, digest: str = "d") -> Adapter:
+    adapter = Adapter.create(TARGETS, 2, 1.0, 0, torch.device("cpu"))
+    optimizer = torch.optim.AdamW([{"params": [adapter.flat["unet"]], "part": "unet"}])
+    for step in steps:
+        adapter.flat["unet"].grad = torch.ones_like(adapter.flat["unet"])
+        optimizer.step()
+        checkpoint.save(
+            folder, step=step, digest=digest, adapter=adapter, optimizer=optimizer, scaler=LossScale(enabled=True, value=8.0, good=3)
+        )
+    return adapter
+
+
+def test_the_last_two_are_kept_and_the_newest_is_found(tmp_path: Path) -> None:
+    adapter = saved(tmp_path, 5, 10, 15)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step000010.safetensors", "step000015.safetensors"]
+    found = checkpoint.find(tmp_path, "d", pytest.fail)
+    assert found is not None
+    assert (found.step, found.scale, found.good) == (15, 8.0, 3)
+    assert torch.equal(found.tensors["adapter.unet"], adapter.flat["unet"].detach())
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_damage_is_seen_and_the_one_before_is_used(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("c")
+    saved(folder, 1, 2)
+    newest = folder / "step000002.safetensors"
+    raw = bytearray(newest.read_bytes())
+    if data.draw(st.booleans()):
+        raw = raw[: data.draw(st.integers(0, len(raw) - 1))]
+    else:
+        at = data.draw(st.integers(0, len(raw) - 1))
+        raw[at] ^= data.draw(st.integers(1, 255))
+    newest.write_bytes(raw)
+    words: list[str] = []
+    try:
+        found = checkpoint.find(folder, "d", words.append)
+    except IntegrityError as error:  # the flipped byte was one of the digest's
+        assert error.code == "LRY-CKPT-DIGEST"
+        return
+    assert found is not None
+    if found.step == 2:  # the flipped byte was a space, or a digit of a number that the header only says
+        assert torch.equal(found.tensors["adapter.unet"], checkpoint.load(newest, "d").tensors["adapter.unet"])
+    else:
+        assert "incomplete or damaged" in words[0]
+
+
+def test_a_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 1, digest="mine")
+    with pytest.raises(IntegrityError) as caught:
+        checkpoint.find(tmp_path, "theirs", pytest.fail)
+    assert caught.value.code == "LRY-CKPT-DIGEST"
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    (tmp_path / "step000001.safetensors").write_bytes(pickle.dumps(Bomb()))
+    words: list[str] = []
+    assert checkpoint.find(tmp_path, "d", words.append) is None
+    assert len(words) == 1
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    files.write_atomically(path, b"old")
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_digest_is_of_every_fact_and_of_no_order() -> None:
+    one = checkpoint.digest_of({"a": 1, "b": [1.5, "x"]})
+    assert one == checkpoint.digest_of(json.loads('{"b": [1.5, "x"], "a": 1}'))
+    assert one != checkpoint.digest_of({"a": 1, "b": [1.5, "y"]})
+
+
+def test_the_cache_makes_once_and_again_when_a_file_is_damaged(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> torch.Tensor:
+        made.append(1)
+        return torch.ones(3)
+
+    where = address("picture", b"bytes", (64, 64))
+    for _ in range(2):
+        assert torch.equal(Cache(tmp_path).get("latents", where, make), torch.ones(3))
+    assert len(made) == 1
+    (tmp_path / "latents" / f"{where}.safetensors").write_bytes(b"torn")
+    assert torch.equal(Cache(tmp_path).get("latents", where, make), torch.ones(3))
+    assert len(made) == 2
+
+
+@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
+def test_different_facts_have_different_addresses(one: list[str], other: list[str]) -> None:
+    """Also when their letters in a row are the same."""
+    assert (address(*one) == address(*other)) == (one == other)

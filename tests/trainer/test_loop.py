@@ -1,0 +1,272 @@
+"""The loop: equal to one written by hand, exact to resume, the same alone and in company."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from trainer import checkpoint, dataset, jobs, loop, optimizers, streams
+from trainer.adapters import Adapter
+from trainer.families import sd15
+from trainer.protocol import JobSpec
+
+CPU = torch.device("cpu")
+Make = Callable[..., loop.Lane]
+
+
+@pytest.fixture(scope="module")
+def model(world: Path) -> sd15.Model:
+    from trainer.base import inspect_base
+
+    return sd15.load(inspect_base("base", world), None, CPU, torch.float32)
+
+
+@pytest.fixture
+def lane(world: Path, model: sd15.Model, spec: Callable[..., dict[str, Any]]) -> Make:
+    """Makes lanes over the small dataset, as `jobs` does."""
+
+    def make(**changes: Any) -> loop.Lane:
+        job = JobSpec(**spec(**changes))
+        place = jobs.Place(world, lambda _: None)
+        samples = dataset.scan(world / "data", job).samples
+        fits = dataset.fits(job, samples)
+        hashes = [jobs.file_hash(s.image) for s in samples]
+        rates = jobs._rates(job)
+        targets = model.targets(list(rates))
+        data = jobs._cached(job, place, sd15, model, jobs._Pictures(samples, fits, hashes))
+        model.prepare(targets, checkpointing=job.gradient_checkpointing)
+        adapter = Adapter.create(targets, job.rank, job.scale, job.seed, CPU)
+        optimizer, _ = optimizers.create(job, adapter.flat)
+        scaler = optimizers.LossScale(enabled=job.mixed_precision == "fp16")
+        return loop.Lane(job, dataset.plan(job, samples), data, adapter, optimizer, rates, scaler)
+
+    return make
+
+
+def run(model: sd15.Model, lane: loop.Lane, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        (stepped,) = loop.step(model, [lane])
+        assert stepped.error is None
+        losses.append(stepped.loss)
+    return losses
+
+
+def weights(lane: loop.Lane) -> dict[str, torch.Tensor]:
+    return {part: flat.detach().clone() for part, flat in lane.adapter.flat.items()}
+
+
+def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -> None:
+    """Separate parameters per matrix, hooks instead of our layers, diffusers' scheduler, torch's AdamW and clipping."""
+    from diffusers import DDPMScheduler
+
+    ours = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
+    reference = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
+    batches = []
+    for step in range(10):
+        reference.step = step
+        batches.append(reference.batches(model)[0])
+    losses = run(model, ours, 10)
+    model.prepare([], checkpointing=False)
+
+    scheduler = DDPMScheduler.from_config(model.scheduler.config)
+    modules = dict(model.unet.named_modules())
+    pairs = {t.name: (down.clone().requires_grad_(), up.clone().requires_grad_()) for t, down, up in reference.adapter.matrices("unet")}
+    hooks = []
+    for name, (down, up) in pairs.items():
+        conv = isinstance(modules[name], torch.nn.Conv2d)
+
+        def hook(_m: Any, args: Any, out: torch.Tensor, d: torch.Tensor = down, u: torch.Tensor = up, conv: bool = conv) -> torch.Tensor:
+            if conv:
+                return out + 0.5 * F.conv2d(F.conv2d(args[0], d[:, :, None, None]), u[:, :, None, None])
+            return out + 0.5 * (args[0] @ d.T @ u.T)
+
+        hooks.append(modules[name].register_forward_hook(hook))
+    flat = [p for pair in pairs.values() for p in pair]
+    optimizer = torch.optim.AdamW(flat, lr=1.0, weight_decay=0.01)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    for step, (batch, loss) in enumerate(zip(batches, losses, strict=True)):
+        noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+        predicted = model.unet(noisy, batch.timesteps, batch.condition).sample
+        at = snr[batch.timesteps]
+        theirs = (F.mse_loss(predicted, batch.noise, reduction="none").mean((1, 2, 3)) * at.clamp(max=5) / at).mean()
+        assert loss == pytest.approx(theirs.item(), rel=1e-5)
+        theirs.backward()
+        torch.nn.utils.clip_grad_norm_(flat, 1.0)
+        progress = (step - 2) / 8
+        optimizer.param_groups[0]["lr"] = 1e-2 * (step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.step()
+        optimizer.zero_grad()
+    for hook_handle in hooks:
+        hook_handle.remove()
+    for target, down, up in ours.adapter.matrices("unet"):
+        torch.testing.assert_close(down, pairs[target.name][0].detach(), rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(up, pairs[target.name][1].detach(), rtol=1e-4, atol=2e-6)
+
+
+def test_accumulating_batches_equals_the_larger_batch(model: sd15.Model, lane: Make) -> None:
+    """Same samples, same draws: four batches of one, one of three and one of one."""
+    grads = []
+    for batch, many, order in ((1, 4, [(0,), (2,), (4,), (0,)]), (3, 2, [(0, 2, 4), (0,)]), (4, 1, [(0, 2, 4, 0)])):
+        one = lane(batch_size=batch, gradient_accumulation=many)
+        one._epoch, one._order = 0, order
+        (stepped,) = loop.step(model, [one])
+        grads.append((stepped.loss, stepped.grad_norm, weights(one)["unet"]))
+    for loss, norm, _ in grads[1:]:
+        assert loss == pytest.approx(grads[0][0], rel=1e-5)
+        assert norm == pytest.approx(grads[0][1], rel=1e-4)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "AdamW": {},
+    "AdamW8bit": {"optimizer": "AdamW8bit"},
+    "restarts with warm-up": {"lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": 3, "lr_restarts": 2},
+    "accumulation": {"gradient_accumulation": 2, "batch_size": 2},
+    "everything random": {"flip": True, "shuffle_caption": True, "caption_dropout": 0.3, "noise_offset": 0.1},
+    "text encoder": {"text_encoder_lr": 1e-3, "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: sd15.Model, lane: Make, tmp_path: Path) -> None:
+    """Stopped at every step in turn, saved, thrown away, read back: same losses, same weights."""
+    whole = lane(steps=8, **OPTIONS[kind])
+    losses, middle = [], {}
+    for step in range(8):
+        checkpoint.save(tmp_path / str(step), step=step, digest="d", adapter=whole.adapter, optimizer=whole.optimizer, scaler=whole.scaler)
+        middle[step] = weights(whole)
+        losses += run(model, whole, 1)
+    for cut in (1, 4, 7):
+        again = lane(steps=8, **OPTIONS[kind])
+        found = checkpoint.find(tmp_path / str(cut), "d", pytest.fail)
+        assert found is not None
+        found.apply(again.adapter, again.optimizer, again.scaler)
+        again.step = found.step
+        assert all(torch.equal(middle[cut][part], value) for part, value in weights(again).items())
+        assert run(model, again, 8 - cut) == losses[cut:]
+        assert all(torch.equal(weights(whole)[part], value) for part, value in weights(again).items())
+
+
+def test_one_seed_gives_one_result_and_another_another(model: sd15.Model, lane: Make) -> None:
+    first, again, other = lane(), lane(), lane(seed=8)
+    assert run(model, first, 3) == run(model, again, 3) != run(model, other, 3)
+    assert torch.equal(weights(first)["unet"], weights(again)["unet"])
+
+
+def test_jobs_in_one_pass_get_what_they_get_alone(model: sd15.Model, lane: Make) -> None:
+    """Different rank, rate, schedule, loss, seed, batch count; to rounding."""
+    kinds: list[dict[str, Any]] = [
+        {"seed": 1, "rank": 4},
+        {"seed": 2, "rank": 2, "learning_rate": 3e-3, "min_snr_gamma": 5.0, "lr_scheduler": "cosine", "steps": 9},
+        {"seed": 3, "rank": 8, "alpha": 1.0, "noise_offset": 0.1, "gradient_accumulation": 2},
+    ]
+    alone = [lane(**kind) for kind in kinds]
+    together = [lane(**kind) for kind in kinds]
+    solo = [run(model, one, 5) for one in alone]
+    joint: list[list[float]] = [[], [], []]
+    for _ in range(5):
+        for i, stepped in enumerate(loop.step(model, together)):
+            joint[i].append(stepped.loss)
+    for one, other, a, b in zip(solo, joint, alone, together, strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+        # As a norm: Adam turns a gradient of nearly nothing into a whole step, so single weights may differ more.
+        assert (weights(a)["unet"] - weights(b)["unet"]).norm() < 1e-4 * weights(a)["unet"].norm()
+
+
+def test_a_poisoned_job_ends_alone(model: sd15.Model, lane: Make) -> None:
+    """A NaN in one lane leaves the other's weights finite and its own as they were."""
+    good, bad = lane(seed=1), lane(seed=2)
+    run(model, good, 1)
+    run(model, bad, 1)
+    before = weights(bad)["unet"]
+    latents = bad.data.latents
+    bad.data = loop.Data(bad.data.buckets, bad.data.repeats, lambda i, m: latents(i, m) * math.nan, bad.data.condition, bad.data.captions)
+    first, second = loop.step(model, [good, bad])
+    assert first.error is None
+    assert math.isfinite(first.loss)
+    assert weights(good)["unet"].isfinite().all()
+    assert second.error is not None
+    assert second.error.code == "LRY-TRAIN-NAN"
+    assert "step 2" in second.error.message
+    assert torch.equal(weights(bad)["unet"], before)
+    assert bad.step == 1
+
+
+def test_a_part_that_gets_no_gradient_is_an_error(model: sd15.Model, lane: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = lane(text_encoder_lr=1e-3)
+    monkeypatch.setattr(sd15.Model, "embed", lambda self, ids: torch.ones(len(ids), 77, 32))
+    (stepped,) = loop.step(model, [one])
+    assert stepped.error is not None
+    assert stepped.error.code == "LRY-TRAIN-NOGRAD"
+    assert "text_encoder" in stepped.error.message
+
+
+def test_fp16_overflows_halve_the_scale_and_skip_the_update(model: sd15.Model, lane: Make) -> None:
+    one = lane()
+    one.scaler = optimizers.LossScale(enabled=True, value=2.0**16)
+    first = run(model, lane(), 1)
+    before = weights(one)["unet"]
+    one.scaler.value = 3e38 * 10  # inf in fp32: every gradient overflows
+    (stepped,) = loop.step(model, [one])
+    assert stepped.error is None
+    assert torch.equal(weights(one)["unet"], before)
+    assert stepped.loss == pytest.approx(first[0], rel=1e-6)
+    assert one.step == 1
+
+
+def test_the_loss_scale_grows_and_gives_up() -> None:
+    scale = optimizers.LossScale(enabled=True)
+    for _ in range(2000):
+        assert scale.update(finite=True)
+    assert (scale.value, scale.good) == (131072.0, 0)
+    tries = 0
+    while scale.update(finite=False):
+        tries += 1
+    assert tries < 25
+    assert not optimizers.LossScale(enabled=False).update(finite=False)
+
+
+def test_scaling_changes_nothing_but_rounding(model: sd15.Model, lane: Make) -> None:
+    plain, scaled = lane(), lane()
+    scaled.scaler = optimizers.LossScale(enabled=True, value=1024.0)
+    assert run(model, plain, 3) == pytest.approx(run(model, scaled, 3), rel=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_number(model: sd15.Model, lane: Make) -> None:
+    plain = run(model, lane(text_encoder_lr=1e-3), 3)
+    assert run(model, lane(text_encoder_lr=1e-3, gradient_checkpointing=True), 3) == pytest.approx(plain, rel=1e-5)
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_weights(world: Path, lane: Make) -> None:
+    from trainer.base import inspect_base
+
+    half = sd15.load(inspect_base("base", world), None, CPU, torch.bfloat16)
+    one = lane()
+    half.prepare([t for lay in one.adapter.layouts.values() for t in lay.targets], checkpointing=False)
+    losses = run(half, one, 3)
+    assert one.adapter.flat["unet"].dtype == torch.float32
+    assert half.unet.conv_in.weight.dtype == torch.bfloat16
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_draws_have_addresses() -> None:
+    a = torch.randn(3, generator=streams.generator(1, "noise", 5, 0))
+    b = torch.randn(3, generator=streams.generator(1, "noise", 5, 0))
+    others = [torch.randn(3, generator=streams.generator(*k)) for k in ((2, "noise", 5, 0), (1, "timestep", 5, 0), (1, "noise", 0, 5))]
+    assert torch.equal(a, b)
+    assert not any(torch.equal(a, other) for other in others)
+
+
+def test_captions_drop_and_shuffle_as_asked() -> None:
+    options = JobSpec(name="a", family="sd15", base="b", dataset="d", output="o", shuffle_caption=True, keep_tokens=1, caption_dropout=0.25)
+    drawn = [loop.draw_caption(options, "sks, a, b, c", step, 0) for step in range(400)]
+    assert 70 < drawn.count("") < 130
+    kept = [d for d in drawn if d]
+    assert all(d.startswith("sks, ") and sorted(d.split(", ")) == ["a", "b", "c", "sks"] for d in kept)
+    assert len(set(kept)) == 6

@@ -1,0 +1,72 @@
+"""Formulas against diffusers' schedulers and optimization module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer import objective as o
+from trainer import schedules
+from trainer.protocol import TrainingOptions
+
+ABAR = o.alphas_cumprod(o.scaled_linear_betas())
+SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+@pytest.fixture
+def draws() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(6, 4, 8, 8, generator=g), torch.randn(6, 4, 8, 8, generator=g), torch.tensor([0, 1, 10, 500, 998, 999])
+
+
+def test_the_noise_curve_is_diffusers() -> None:
+    torch.testing.assert_close(ABAR, SCHEDULER.alphas_cumprod, rtol=1e-6, atol=1e-7)
+    linear = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear").alphas_cumprod
+    torch.testing.assert_close(o.alphas_cumprod(o.linear_betas(1e-4, 0.02, 1000)), linear, rtol=1e-6, atol=1e-7)
+
+
+def test_noisy_latents_and_targets_are_diffusers(draws: tuple[torch.Tensor, ...]) -> None:
+    latents, noise, t = draws
+    torch.testing.assert_close(o.add_noise(latents, noise, ABAR, t), SCHEDULER.add_noise(latents, noise, t), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(o.target(latents, noise, ABAR, t, "v"), SCHEDULER.get_velocity(latents, noise, t), rtol=1e-6, atol=1e-6)
+    assert o.target(latents, noise, ABAR, t, "epsilon") is noise
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0])
+def test_min_snr_weights_are_those_of_the_diffusers_example(gamma: float, draws: tuple[torch.Tensor, ...]) -> None:
+    t = draws[2]
+    snr = compute_snr(SCHEDULER, t)
+    capped = torch.stack([snr, gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0]
+    torch.testing.assert_close(o.min_snr_weight(ABAR, t, gamma, "epsilon"), capped / snr, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(o.min_snr_weight(ABAR, t, gamma, "v"), capped / (snr + 1), rtol=1e-5, atol=1e-6)
+
+
+def test_offset_noise_shifts_whole_channels(draws: tuple[torch.Tensor, ...]) -> None:
+    noise = draws[1]
+    shift = torch.randn(6, 4, 1, 1)
+    difference = o.offset_noise(noise, shift, 0.1) - noise
+    torch.testing.assert_close(difference, (0.1 * shift).expand_as(noise), rtol=0, atol=1e-6)
+
+
+def test_the_loss_is_a_mean_over_each_sample(draws: tuple[torch.Tensor, ...]) -> None:
+    latents, noise, _ = draws
+    expected = torch.stack([torch.nn.functional.mse_loss(a, b) for a, b in zip(latents, noise, strict=True)])
+    torch.testing.assert_close(o.per_sample_loss(latents, noise), expected)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(["constant", "cosine", "cosine_with_restarts"]), st.integers(0, 12), st.integers(1, 4), st.integers(13, 60))
+def test_learning_rates_are_diffusers(kind: str, warmup: int, cycles: int, total: int) -> None:
+    options = TrainingOptions(lr_scheduler=kind, lr_warmup_steps=warmup, lr_restarts=cycles, steps=total)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if kind == "constant" else kind
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles)
+    for step in range(total):
+        assert schedules.factor(options, step, total) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()

@@ -1,0 +1,91 @@
+"""What is trained is what a person sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from trainer.buckets import Fit
+from trainer.dataset import scan
+from trainer.pictures import fitted, read_rgb
+from trainer.protocol import TrainingOptions
+
+RED = (255, 0, 0)
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste(RED, (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "a.png", exif=exif)
+    seen = read_rgb(tmp_path / "a.png")
+    assert seen.size == (20, 40)
+    assert seen.getpixel((10, 5)) == RED
+    assert seen.getpixel((10, 35)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
+    """Colours hidden under full transparency must not show."""
+    image = Image.new("RGBA", (8, 8), (10, 200, 30, 0))
+    image.paste((10, 10, 10, 255), (0, 0, 4, 8))
+    if mode == "P":
+        image = image.quantize(4)
+        image.info["transparency"] = image.getpixel((7, 0))
+    image.convert(mode).save(tmp_path / "a.png") if mode != "P" else image.save(tmp_path / "a.png")
+    seen = read_rgb(tmp_path / "a.png")
+    assert seen.getpixel((7, 4)) == (255, 255, 255)
+    assert max(seen.getpixel((1, 4))) <= 12
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        seen = np.asarray(read_rgb(tmp_path / name))
+        np.testing.assert_allclose(seen[..., 0], values / 257, atol=1)
+
+
+def test_cmyk_and_grey_and_two_colours_become_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
+    Image.new("L", (8, 8), 77).save(tmp_path / "b.png")
+    Image.new("1", (8, 8), 1).save(tmp_path / "c.png")
+    assert read_rgb(tmp_path / "a.jpg").getpixel((4, 4))[0] > 200
+    assert read_rgb(tmp_path / "b.png").getpixel((4, 4)) == (77, 77, 77)
+    assert read_rgb(tmp_path / "c.png").getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_a_colour_profile_is_applied_and_a_broken_one_ignored(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    image.save(tmp_path / "a.png", icc_profile=srgb)
+    image.save(tmp_path / "b.png", icc_profile=b"junk")
+    for name in ("a.png", "b.png"):
+        np.testing.assert_allclose(np.asarray(read_rgb(tmp_path / name))[0, 0], (200, 100, 50), atol=2)
+
+
+def test_pixels_are_resized_cropped_in_the_middle_and_scaled() -> None:
+    image = Image.new("RGB", (128, 64), "black")
+    image.paste("white", (32, 0, 96, 64))
+    got = fitted(image, Fit((32, 32), (64, 32)))
+    assert got.shape == (32, 32, 3)
+    assert got.dtype == np.float32
+    assert (got == 1).all()
+    edges = fitted(image, Fit((64, 32), (64, 32)))
+    assert edges.min() == -1
+
+
+def test_one_pixel_can_be_trained_on(tmp_path: Path) -> None:
+    """Kohya's no-upscale divides by zero; here it is enlarged to one step."""
+    Image.new("RGB", (1, 1), RED).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a dot")
+    options = TrainingOptions(resolution=64, min_bucket=64, max_bucket=128, bucket_no_upscale=True)
+    from trainer import dataset
+
+    found = scan(tmp_path, options)
+    (fit,) = dataset.fits(options, found.samples)
+    assert fitted(read_rgb(tmp_path / "a.png"), fit).shape == (64, 64, 3)
