@@ -30,8 +30,8 @@ def make_folders(base: str, folders: Iterable[str]) -> Argv:
 
 
 def has_rsync() -> Argv:
-    """Ends with 0 where rsync is installed."""
-    return ["sh", "-c", "command -v rsync >/dev/null"]
+    """Ends with 0 where an rsync is installed that runs."""
+    return ["sh", "-c", "rsync --version >/dev/null 2>&1"]
 
 
 def verify(base: str) -> Argv:

@@ -6,8 +6,11 @@ obey. Rich is imported only where something is drawn.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import Finding, LorryError, WithFindings, place
@@ -31,8 +34,20 @@ def out(text: str) -> None:
 
 
 def talk(text: str = "") -> None:
-    """Talk, one line."""
-    _write(sys.stderr, text)
+    """Talk, one line. When nobody listens any more (a closed terminal, a reader that ended), the work goes on in silence."""
+    try:
+        _write(sys.stderr, text)
+    except OSError:
+        sys.stderr = _nowhere()
+
+
+@contextlib.contextmanager
+def whoever_listens() -> Iterator[None]:
+    """For last words whose loss changes nothing: how it ended is in the exit code and on disk."""
+    try:
+        yield
+    except OSError:
+        sys.stdout = _nowhere()
 
 
 def json_document(document: Any) -> None:
@@ -113,6 +128,10 @@ def show(renderable: RenderableType, *, data: bool = False) -> None:
     rich_console(sys.stdout if data else sys.stderr).print(renderable)
 
 
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stands in for a stream until the process ends
+
+
 def _write(stream: TextIO, text: str) -> None:
     stream.write(text + "\n")
     stream.flush()
@@ -133,4 +152,5 @@ __all__ = [
     "show",
     "talk",
     "warn",
+    "whoever_listens",
 ]

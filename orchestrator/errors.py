@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 EXIT_CODES: dict[int, str] = {
     0: "done",
@@ -161,6 +161,13 @@ class Interrupted(LorryError):
 
     code = "LRY-INTERRUPTED"
     exit_code = 130
+
+
+def outcome_of(err: BaseException | None) -> dict[str, Any]:
+    """How a run ends with `err`, in the words of the ledger and the receipt; None: well."""
+    if err is None:
+        return {"exit_code": 0, "message": "", "hint": ""}
+    return {"exit_code": getattr(err, "exit_code", LorryError.exit_code), "message": str(err), "hint": getattr(err, "hint", "")}
 
 
 def place(path: Path | str, line: int | None) -> str:

@@ -16,6 +16,7 @@ from trainer.base import read_header
 from trainer.errors import BaseModelError
 from trainer.protocol import Committed
 
+from .crashpoints import crashpoint
 from .errors import IntegrityError
 from .home import RunFolder
 from .ledger import sync_folder
@@ -83,6 +84,7 @@ def fetch(
             return None
         if hash_file(part) == committed.sha256:
             look_into(part, committed)
+            crashpoint("staged")
             _move_in(part, final)
             return Arrived(committed=committed, path=final)
         part.unlink()

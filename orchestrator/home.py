@@ -130,17 +130,31 @@ class Home:
 
         return cls(Path(platformdirs.user_state_dir("lorry", appauthor=False)))
 
+    def make(self) -> None:
+        """Make the folder of all runs. Raises `UsageError` where nothing can be written."""
+        runs = self.path / "runs"
+        with self._written():
+            runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = runs / f".{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+
     def new_run(self, name: str) -> RunFolder:
         """A fresh, private folder. Raises `UsageError` where nothing can be written."""
         folder = self.path / "runs" / f"{name}-{secrets.token_hex(3)}"
-        try:
+        with self._written():
             folder.mkdir(parents=True, mode=0o700)
             sync_folder(folder.parent)
+        return RunFolder(folder)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as err:
             raise UsageError(
                 f"cannot write below {self.path}: {err.strerror}", hint="free some space there, or point LORRY_HOME at another folder"
             ) from err
-        return RunFolder(folder)
 
     def runs(self) -> list[RunFolder]:
         """Every run, oldest first."""

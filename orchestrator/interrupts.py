@@ -7,8 +7,8 @@ destroy). Twice: destroy now. Work that waits calls `check`, which raises when t
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from . import console
@@ -20,8 +20,9 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 class Interrupts:
     """How often the user asked to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = console.talk) -> None:
         self.count = 0
+        self._say = say
 
     @contextmanager
     def caught(self) -> Iterator[Interrupts]:
@@ -43,7 +44,8 @@ class Interrupts:
             1: "stopping: a checkpoint is made and fetched, then the machine is destroyed (once more: destroy it now)",
             2: "destroying the machine now; what is not at home yet is lost",
         }
-        console.talk(words.get(self.count, "the machine is being destroyed; leaving now could leave it billing, so lorry stays"))
+        with suppress(RuntimeError):  # it came in the middle of another line: Python refuses to write two at once
+            self._say(words.get(self.count, "the machine is being destroyed; leaving now could leave it billing, so lorry stays"))
 
     @property
     def wanted(self) -> bool:

@@ -7,23 +7,32 @@ twice over: the instance and a whole listing. Knows nothing of SSH or training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from providers.base import Instance, InstanceStatus, LaunchSpec, Offer, Prices, Provider
 from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused
 
 from .budget import Usage
 from .clock import Clock
+from .crashpoints import crashpoint
 from .errors import MachineFailed, MayStillBill
 from .ledger import Attempt, Ledger
 from .lifecycle import Phase, Signal
 
 GRACE_S = 180.0
-"""A create whose answer was lost may still land for so long: client timeout, the cloud's own lag, and margin."""
+"""A create whose answer was lost may still land so long after the intent: client timeout, the cloud's own lag, and margin."""
 PATIENCE_S = 180.0
 """How long a foreground command goes on destroying before it says that something may still bill."""
 POLL_S = 2.0
+
+
+class NeverCreated(MachineFailed):
+    """A create was announced and never sent, or never taken: certain that there is no machine."""
+
+    code = "LRY-NEVER-CREATED"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +80,9 @@ class Lease:
             disk_gib=spec.disk_gib,
         )
         try:
-            lease._hold(provider.launch(offer, spec).id, "answer")
+            instance = provider.launch(offer, spec)
+            crashpoint("created")
+            lease._hold(instance.id, "answer")
         except (NoCapacity, Refused, AuthError, RateLimited) as err:
             if not err.instance_ids:
                 ledger.record(Signal.REFUSED, attempt=number, why=str(err))
@@ -88,7 +99,7 @@ class Lease:
     def adopt(cls, provider: Provider, attempt: Attempt, *, ledger: Ledger, clock: Clock) -> Lease:
         """Take up a lease that another process of lorry began. Looks for the label when no id is known.
 
-        Raises `MachineFailed` when the machine is certainly not there (any more).
+        Raises `NeverCreated` when the machine was certainly never made.
         """
         lease = cls(
             number=attempt.number,
@@ -105,7 +116,7 @@ class Lease:
             lease._search()
             if not lease.instance_ids:
                 ledger.record(Signal.GONE, attempt=lease.number, evidence="never created: the label stayed absent for the grace window")
-                raise MachineFailed("the machine that was asked for had never been created")
+                raise NeverCreated("the machine that was asked for had never been created")
         return lease
 
     def __enter__(self) -> Lease:
@@ -118,12 +129,15 @@ class Lease:
         """The machine as the cloud sees it now."""
         return self.provider.describe(self.instance_ids[0])
 
-    def release(self, why: str) -> None:
-        """Destroy, and see that it is gone. May be called again. Raises `MayStillBill` when it cannot be seen."""
+    def release(self, why: str, outcome: Mapping[str, Any] | None = None) -> None:
+        """Destroy, and see that it is gone. May be called again. Raises `MayStillBill` when it cannot be seen.
+
+        `outcome`: how the run ends with this; without it another machine may be rented.
+        """
         attempt = self.ledger.book().attempts[self.number]
         if attempt.phase is Phase.GONE:
             return
-        self.ledger.record(Signal.GIVE_UP, attempt=self.number, why=why)
+        self.ledger.record(Signal.GIVE_UP, attempt=self.number, why=why, outcome=outcome)
         if not self.instance_ids:
             self._search()
         evidence = destroy(self.provider, self.instance_ids, self.label, self.clock)
@@ -152,24 +166,22 @@ class Lease:
         raise err
 
     def _search(self, *, stop_early: bool = False) -> None:
-        """Look for the label until it is found, or for the whole grace window."""
-        until = self.clock.monotonic_s() + GRACE_S
+        """Look for the label until it is found, or until the grace window that began with the intent is over."""
+        passed = (self.clock.now() - self.ledger.book().attempts[self.number].intended_at).total_seconds()
+        begun = self.clock.monotonic_s()
+        until = begun + min(GRACE_S, GRACE_S - passed)
         while True:
             try:
                 for found in self.provider.instances():
                     if found.label == self.label:
                         self._hold(found.id, "label")
             except ProviderError as err:
-                if not err.transient and self.clock.monotonic_s() >= until:
+                if self.clock.monotonic_s() >= begun + GRACE_S:
                     raise _cannot_tell(self.provider, self.label, err) from err
-                last: ProviderError | None = err
+                seen = False
             else:
-                last = None
-            if self.instance_ids or stop_early:
-                return
-            if self.clock.monotonic_s() >= until:
-                if last is not None:
-                    raise _cannot_tell(self.provider, self.label, last) from last
+                seen = True
+            if self.instance_ids or stop_early or (seen and self.clock.monotonic_s() >= until):
                 return
             self.clock.sleep(POLL_S)
 
@@ -187,6 +199,7 @@ def destroy(provider: Provider, instance_ids: list[str], label: str, clock: Cloc
             for instance_id in instance_ids:
                 if provider.describe(instance_id).status is not InstanceStatus.GONE:
                     provider.terminate(instance_id)
+                    crashpoint("terminated")
             if all(provider.describe(i).status is InstanceStatus.GONE for i in instance_ids):
                 alive = [i.id for i in provider.instances() if i.id in instance_ids or i.label == label]
                 if not alive:
@@ -221,12 +234,13 @@ def prices_of(attempt: Attempt) -> Prices:
 
 
 def usage_of(attempt: Attempt) -> Usage:
-    """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone."""
+    """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone. One never made used nothing."""
+    never_was = attempt.gone_at is not None and not attempt.instance_ids
     return Usage(
         prices=prices_of(attempt),
         disk_gib=attempt.disk_gib,
         started_at=attempt.intended_at,
-        ended_at=attempt.gone_at,
+        ended_at=attempt.intended_at if never_was else attempt.gone_at,
         uploaded_bytes=attempt.uploaded_bytes,
         downloaded_bytes=attempt.downloaded_bytes,
     )

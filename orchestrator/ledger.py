@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .clock import Clock
+from .crashpoints import crashpoint
 from .lifecycle import PAYING, Phase, Signal, advance, heard
 
 VERSION = 1
@@ -86,6 +87,7 @@ class Ledger:
         seq = self.entries[-1].seq + 1 if self.entries else 1
         entry = Entry(seq=seq, at=self._clock.now(), kind=kind, attempt=attempt, data=data)
         new = not self._path.exists()
+        crashpoint(f"{kind}-unwritten")
         with self._path.open("ab") as file:
             if not new and not _ends_a_line(self._path):
                 file.write(b"\n")  # a torn tail must not swallow this entry
@@ -95,6 +97,7 @@ class Ledger:
         if new:
             sync_folder(self._path.parent)
         self.entries.append(entry)
+        crashpoint(f"{kind}-written")
         return entry
 
     def book(self) -> Book:
@@ -144,6 +147,8 @@ class Attempt:
     downloaded_bytes: int = 0
     lifetime_s: float = 0.0
     ended_reason: str = ""
+    outcome: Mapping[str, Any] | None = None
+    """Exit code, message and hint that the run ends with, decided when this machine was given up; None while the run may go on."""
     told: str = ""
     """Why it was refused or given up, for the person who reads the table of attempts."""
 
@@ -195,6 +200,11 @@ class Book:
         return self.open_attempts[-1] if self.open_attempts else None
 
     @property
+    def last(self) -> Attempt | None:
+        """The newest lease, whatever became of it."""
+        return self.attempts[max(self.attempts)] if self.attempts else None
+
+    @property
     def next_attempt(self) -> int:
         """The number of the next lease."""
         return max(self.attempts, default=0) + 1
@@ -239,6 +249,7 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
         changes["ended_reason"] = str(data.get("reason", ""))
     if signal in {Signal.REFUSED, Signal.GIVE_UP}:
         changes["told"] = str(data.get("why", "")) or attempt.told
+        changes["outcome"] = data.get("outcome") or attempt.outcome
     if changes["phase"] is Phase.GONE:
         changes["gone_at"] = entry.at
     return replace(attempt, **changes)

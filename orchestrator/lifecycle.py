@@ -19,7 +19,7 @@ class Phase(StrEnum):
     SHIPPING = "shipping"  # SSH answers
     TRAINING = "training"  # the supervisor was started
     PULLING = "pulling"  # training ended, well or badly
-    RELEASING = "releasing"  # nothing more is wanted of the machine
+    RELEASING = "releasing"  # given up: nothing more is wanted of the machine
     GONE = "gone"  # seen to be gone, or certain never to have been
 
 
@@ -60,7 +60,7 @@ TRANSITIONS: dict[Phase, dict[Signal, Phase]] = {
         Signal.GIVE_UP: Phase.RELEASING,
         Signal.GONE: Phase.GONE,
     },
-    Phase.PULLING: {Signal.PULLED: Phase.RELEASING, Signal.GIVE_UP: Phase.RELEASING, Signal.GONE: Phase.GONE},
+    Phase.PULLING: {Signal.PULLED: Phase.PULLING, Signal.GIVE_UP: Phase.RELEASING, Signal.GONE: Phase.GONE},
     Phase.RELEASING: {
         Signal.LAUNCHED: Phase.RELEASING,  # a create that landed late was found by its label
         Signal.GIVE_UP: Phase.RELEASING,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from providers.base import Instance, InstanceStatus, LaunchSpec
 from providers.errors import AuthError, ProviderError, Refused
 
-from .errors import MachineFailed, NoOffer, UsageError
-from .lease import Lease
+from .errors import MachineFailed, NoOffer, UsageError, outcome_of
+from .lease import Lease, NeverCreated
 from .ledger import Attempt
 from .lifecycle import Phase, Signal
 from .plan import Candidate
@@ -48,10 +49,11 @@ def rented(trip: Trip) -> Iterator[Machine]:
     block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
     """
     for lease in _leases(trip):
-        with _given_back(trip, lease):
+        with _given_back(trip, lease) as ending:
             machine = _reach(trip, lease)
             if machine is not None:
                 yield machine
+                ending.decide("the work is done", outcome_of(None))
                 return
     raise NoOffer(f"no machine could be had: {trip.tried()}", hint="run again later, or loosen [machine]")
 
@@ -73,31 +75,63 @@ def visited(trip: Trip) -> Iterator[Machine]:
         machine.shell.close()
 
 
+@dataclass(slots=True)
+class _Ending:
+    """Why a machine is given back, and whether the run ends with it."""
+
+    why: str = "it did not boot"
+    outcome: dict[str, Any] | None = field(default=None)
+
+    def decide(self, why: str, outcome: dict[str, Any]) -> None:
+        self.why, self.outcome = why, outcome
+
+
 @contextmanager
-def _given_back(trip: Trip, lease: Lease) -> Iterator[None]:
+def _given_back(trip: Trip, lease: Lease) -> Iterator[_Ending]:
     """Destroy at the end, whatever the end is; the word "destroyed" is said only after it was seen."""
-    why = "the work is done"
+    ending = _Ending()
     try:
-        yield
+        yield ending
     except BaseException as err:
-        why = str(err) or type(err).__name__
+        ending.decide(str(err) or type(err).__name__, outcome_of(err))
         raise
     finally:
+        give_back(trip, lease, ending.why, ending.outcome)
+
+
+def give_back(trip: Trip, lease: Lease, why: str, outcome: dict[str, Any] | None = None) -> None:
+    """Destroy, see that it is gone, and only then say so."""
+    try:
         trip.enter("destroy", f"{lease.gpu} at {lease.provider.name}")
-        lease.release(why)
-        trip.say(f"{lease.gpu} at {lease.provider.name}: destroyed, and seen to be gone")
+    finally:  # whatever happens to the view
+        lease.release(why, outcome)
+    trip.say(f"{lease.gpu} at {lease.provider.name}: destroyed, and seen to be gone")
 
 
 def _leases(trip: Trip) -> Iterator[Lease]:
     """The open lease first, then one per candidate."""
     taken: Attempt | None = trip.book().current
-    if taken is not None:
-        yield Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock)
+    if taken is not None and (lease := adopted(trip, taken)) is not None:
+        if taken.phase is Phase.RELEASING:
+            give_back(trip, lease, taken.told)  # another process had given it up
+        else:
+            yield lease
     for candidate in trip.candidates()[:TRIES]:
         trip.check_boot()
         lease = _take(trip, candidate)
         if lease is not None:
             yield lease
+
+
+def adopted(trip: Trip, taken: Attempt) -> Lease | None:
+    """The lease that another process began; None when its machine was never made."""
+    if taken.phase is Phase.LAUNCHING:
+        trip.enter("rent", "looking for the machine that an earlier process asked for")
+    try:
+        return Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock)
+    except NeverCreated as err:
+        trip.say(f"{taken.gpu} at {taken.provider}: {err}")
+        return None
 
 
 def _take(trip: Trip, candidate: Candidate) -> Lease | None:
@@ -127,11 +161,12 @@ def label_for(run: str, attempt: int) -> str:
 def _reach(trip: Trip, lease: Lease) -> Machine | None:
     """Wait until the cloud says where it is and it lets us in; None when it does not by the boot deadline."""
     trip.enter("boot", f"{lease.gpu} at {lease.provider.name}")
+    in_use = trip.book().attempts[lease.number].phase in {Phase.TRAINING, Phase.PULLING}
     until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
     shell: Shell | None = None
     words = "no word from the provider yet"
     while trip.clock.monotonic_s() < until:
-        trip.check_boot()
+        (trip.check_urgent if in_use else trip.check_boot)()  # what has been trained is worth a log-in
         try:
             instance = lease.describe()
         except ProviderError as err:

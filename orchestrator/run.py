@@ -6,7 +6,7 @@ that another process began: `lorry run`, `attach` and `resume` are this program 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -14,14 +14,15 @@ from providers.base import Offer, Requirements
 from providers.errors import ProviderError
 
 from . import commands
-from .errors import Interrupted, LorryError, MayStillBill, TrainingFailed, UsageError
+from .crashpoints import crashpoint
+from .errors import Interrupted, LorryError, MayStillBill, TrainingFailed, UsageError, outcome_of
 from .home import Busy, RunFolder
-from .lease import PATIENCE_S, Lease, destroy
+from .lease import PATIENCE_S, destroy
 from .ledger import Ledger
 from .lifecycle import Phase, Signal
 from .order import Order, read_order, write_order
 from .plan import Candidate, Plan, make_plan
-from .rent import Machine, rented, visited
+from .rent import Machine, adopted, give_back, rented, visited
 from .report.page import write_page
 from .report.receipt import progress_of, receipt
 from .ship import Shipment, item, send
@@ -42,6 +43,7 @@ def run(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> dict[str, 
 def open_books(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> Ledger:
     """The first entries of a confirmed run: from here on any process of lorry can do it."""
     ledger = folder.ledger(tools.clock)
+    crashpoint("ordered")
     folder.write("plan.json", plan_document(plan))
     ledger.record("opened", cap_usd=order.cap_usd, run=order.run)
     ledger.record("confirmed", usd=plan.best.estimate.usd)
@@ -54,15 +56,17 @@ def attach(folder: RunFolder, tools: Tools) -> dict[str, Any]:
         ledger = folder.ledger(tools.clock)
         book = ledger.book()
         if book.closed is not None and not book.open_attempts:
-            return receipt(folder, tools.clock.now())
+            folder.forget_stop()
+            return account(folder, tools)
         order = read_order(folder)
-        return drive(begin(order, folder, ledger, tools, lambda: market(order, tools).candidates))
+        return go_on(begin(order, folder, ledger, tools, lambda: market(order, tools).candidates))
 
 
 def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -> dict[str, Any]:
     """Go on with a run that ended early, on a new machine, from the checkpoints that are at home."""
     with folder.driving(), tools.interrupts.caught():
         ledger = folder.ledger(tools.clock)
+        folder.forget_stop()  # it was meant for the machine that is gone
         order = read_order(folder)
         if cap_usd is not None:
             order = order.model_copy(update={"cap_usd": cap_usd})
@@ -76,17 +80,29 @@ def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -
 
 def drive(trip: Trip) -> dict[str, Any]:
     """Rent, ship, train, fetch, give back, account. What goes wrong in a run is told by the receipt, not raised."""
-    reason = ""
     try:
         with rented(trip) as machine:
             python = ship(trip, machine)
             start(trip, machine, python)
             reason = watch(trip, machine, python)
             pull(trip, machine)
-        judge(trip, reason)
+            judge(trip, reason)
     except (LorryError, ProviderError) as err:
         return close(trip, err)
     return close(trip, None)
+
+
+def go_on(trip: Trip) -> dict[str, Any]:
+    """Drive a run that another process began; where that one had decided its end, only give back and account."""
+    last = trip.book().last
+    if last is None or last.outcome is None:
+        return drive(trip)
+    try:
+        if last.may_bill and (lease := adopted(trip, last)) is not None:
+            give_back(trip, lease, last.told)
+    except (LorryError, ProviderError) as err:
+        return close(trip, err)
+    return close(trip, None, last.outcome)
 
 
 def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, candidates: Callable[[], Sequence[Candidate]]) -> Trip:
@@ -108,6 +124,7 @@ def ship(trip: Trip, machine: Machine) -> str:
     def moved(count: int) -> None:
         nonlocal done
         done += count
+        crashpoint("uploading")
         trip.moved(done, shipment.size)
 
     before = machine.shell.uploaded
@@ -143,6 +160,8 @@ def judge(trip: Trip, reason: str) -> None:
         raise TrainingFailed(
             f"{len(failed)} of {len(trip.progress.jobs)} jobs failed: {words}", hint="what they left is at home; see the report"
         )
+    if not trip.todo():
+        return
     if reason == "deadline":
         raise OverCap(
             "the cap was reached before the last step; the newest checkpoints are at home",
@@ -159,16 +178,11 @@ class OverCap(LorryError):
     exit_code = 5
 
 
-def close(trip: Trip, err: LorryError | ProviderError | None) -> dict[str, Any]:
+def close(trip: Trip, err: LorryError | ProviderError | None, decided: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write the last entry, the receipt and the page. An open lease wins over whatever else happened."""
     if trip.book().open_attempts and not isinstance(err, MayStillBill):
         err = MayStillBill("a machine of this run is not known to be gone", hint=f"lorry down {trip.order.run}")
-    trip.ledger.record(
-        "closed",
-        exit_code=0 if err is None else err.exit_code,
-        message="" if err is None else str(err),
-        hint="" if err is None else err.hint,
-    )
+    trip.ledger.record("closed", **(outcome_of(err) if err is not None or decided is None else decided))
     trip.folder.forget_stop()
     trip.tools.view.close()
     return account(trip.folder, trip.tools)
@@ -179,6 +193,7 @@ def account(folder: RunFolder, tools: Tools) -> dict[str, Any]:
     write_page(folder, receipt(folder, tools.clock.now()))
     document = receipt(folder, tools.clock.now(), billed_usd=_billed(folder, tools))
     folder.write("receipt.json", document)
+    crashpoint("accounted")
     return document
 
 
@@ -258,7 +273,8 @@ def stop(folder: RunFolder, tools: Tools) -> dict[str, Any]:
     try:
         return attach(folder, tools)
     except Busy:
-        return _wait_for_the_driver(folder, tools, patience_s=STOP_PATIENCE_S + PATIENCE_S)
+        _wait_for_the_driver(folder, tools, patience_s=STOP_PATIENCE_S + PATIENCE_S)
+        return attach(folder, tools)  # the receipt; or the end, should the driver have died
 
 
 def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
@@ -266,19 +282,21 @@ def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
     folder.want_stop(now=True)
     try:
         with folder.driving(), tools.interrupts.caught():
-            ledger = folder.ledger(tools.clock)
-            for attempt in ledger.book().open_attempts:
-                Lease.adopt(tools.provider(attempt.provider), attempt, ledger=ledger, clock=tools.clock).release("lorry down")
-                tools.view.say(f"{attempt.gpu} at {attempt.provider}: destroyed, and seen to be gone")
-            if ledger.book().closed is None:
-                ledger.record("closed", exit_code=Interrupted.exit_code, message="ended by lorry down", hint="")
+            trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools, tuple)
+            ended = outcome_of(Interrupted("ended by lorry down", hint=f"go on with: lorry resume {folder.id}"))
+            for attempt in trip.book().open_attempts:
+                if (lease := adopted(trip, attempt)) is not None:
+                    give_back(trip, lease, "lorry down", ended)
+            if trip.book().closed is None:
+                return close(trip, None, ended)
             folder.forget_stop()
             return account(folder, tools)
     except Busy:
-        return _wait_for_the_driver(folder, tools, patience_s=PATIENCE_S)
+        _wait_for_the_driver(folder, tools, patience_s=PATIENCE_S)
+        return down(folder, tools)  # the receipt; or the end, should the driver have died
 
 
-def _wait_for_the_driver(folder: RunFolder, tools: Tools, *, patience_s: float) -> dict[str, Any]:
+def _wait_for_the_driver(folder: RunFolder, tools: Tools, *, patience_s: float) -> None:
     """The process that drives the run has been asked; wait until it has done it."""
     tools.view.say("another lorry drives this run; it was asked")
     until = tools.clock.monotonic_s() + patience_s
@@ -286,11 +304,10 @@ def _wait_for_the_driver(folder: RunFolder, tools: Tools, *, patience_s: float) 
         if tools.clock.monotonic_s() > until:
             raise MayStillBill("the lorry that drives this run does not end it", hint="end that process, then run the command again")
         tools.clock.sleep(0.5)
-    return receipt(folder, tools.clock.now())
 
 
-def follow(folder: RunFolder, tools: Tools) -> dict[str, Any]:
-    """Look on while another process drives the run: everything that it knows is in the folder."""
+def follow(folder: RunFolder, tools: Tools) -> None:
+    """Look on for as long as another process drives the run: everything that it knows is in the folder."""
     tools.view.say("another lorry drives this run; looking on")
     try:
         while folder.is_driven:
@@ -307,7 +324,6 @@ def follow(folder: RunFolder, tools: Tools) -> dict[str, Any]:
             tools.clock.sleep(1.0)
     finally:
         tools.view.close()
-    return receipt(folder, tools.clock.now())
 
 
 def fetch(folder: RunFolder, tools: Tools) -> int:

@@ -17,10 +17,11 @@ from .view import make_view
 def make_tools(*, as_json: bool) -> Tools:
     """What a command that touches a run brings along."""
     clock = SystemClock()
+    view = make_view(as_json=as_json, clock_s=clock.monotonic_s, lorry_version=version())
     return Tools(
         clock=clock,
-        view=make_view(as_json=as_json, clock_s=clock.monotonic_s, lorry_version=version()),
-        interrupts=Interrupts(),
+        view=view,
+        interrupts=Interrupts(view.say),
         provider=lru_cache(maxsize=None)(_provider(clock)),
     )
 

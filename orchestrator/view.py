@@ -6,6 +6,7 @@ A view never decides anything and never asks the machine. Prints through `consol
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Protocol
@@ -197,24 +198,27 @@ class LiveView:
 
     def show(self, snapshot: Snapshot) -> None:
         """See `View.show`."""
-        if self._live is None:
-            from rich.live import Live
+        with suppress(OSError):  # the terminal has gone; the run has not
+            if self._live is None:
+                from rich.live import Live
 
-            self._live = Live(console=console.rich_console(), auto_refresh=False, transient=True)
-            self._live.start()
-        self._live.update(_drawn(snapshot), refresh=True)
+                self._live = Live(console=console.rich_console(), auto_refresh=False, transient=True)
+                self._live.start()
+            self._live.update(_drawn(snapshot), refresh=True)
 
     def say(self, text: str) -> None:
         """See `View.say`."""
         if self._live is None:
             console.talk(console.plain(text))
         else:
-            self._live.console.print(console.plain(text), markup=False, highlight=False)
+            with suppress(OSError):
+                self._live.console.print(console.plain(text), markup=False, highlight=False)
 
     def close(self) -> None:
         """See `View.close`."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
 

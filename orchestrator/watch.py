@@ -6,16 +6,18 @@ knows of the past is in the run's folder: the events file, byte for byte, and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from trainer.protocol import Committed, EventReader, Session, Status
 
 from . import commands
+from .crashpoints import crashpoint
 from .errors import Interrupted, MachineFailed, OverBudget, ResultsIncomplete
 from .fetch import Arrived, fetch, is_home
-from .lifecycle import Signal
+from .lifecycle import Phase, Signal
 from .progress import Progress
 from .rent import Machine
 from .trip import Trip
@@ -23,8 +25,10 @@ from .trip import Trip
 POLL_S = 1.0
 STATUS_MOST_BYTES = 1024 * 1024
 EVENTS_AT_ONCE = 1024 * 1024
-SILENT_S = 60.0
-"""A supervisor whose beat stands still for so long is dead: it beats about once a second."""
+SILENT_S = 10.0
+"""A supervisor whose beat stands still for so long is started again, which is harmless if it lives: it beats about once a second."""
+MUTE_S = 180.0
+"""One that lives and tells nothing for so long (its disk is full, its folder is gone) will not come to itself."""
 STOP_PATIENCE_S = 300.0
 """An orderly stop takes a step and a save; after this the machine is given back with what is at home."""
 STARTS = 3
@@ -56,6 +60,7 @@ class Feed:
             return False
         with self._home.open("ab") as file:
             file.write(data)
+        crashpoint("events-taken")
         self._take(data)
         return True
 
@@ -72,22 +77,37 @@ class Feed:
             return None
 
 
-@dataclass(slots=True)
-class Pulse:
-    """Whether the supervisor lives: its beat moves."""
+@dataclass(slots=True, kw_only=True)
+class Guard:
+    """Keeps the supervisor alive: when its beat stands still, starts it again. Whether it had died, its own lock decides."""
 
+    revive: Callable[[], bool]
+    """Starts the supervisor; False when it was there, or had ended."""
+    last_words: Callable[[], str]
     beat: int = -1
-    since: float = field(default=float("inf"))
+    heard_at: float | None = None
+    looked_at: float = 0.0
+    starts: int = 1
 
-    def is_dead(self, status: Status | None, now: float) -> bool:
-        """Take a look at `now`; True when nothing has moved for `SILENT_S`."""
-        if self.since == float("inf") or (status is not None and status.beat != self.beat):
-            self.beat, self.since = (status.beat if status else -1), now
-        return now - self.since > SILENT_S
+    def look(self, status: Status | None, now: float) -> bool:
+        """Take a look at `now`; True when it had died and was started again. Raises `MachineFailed` when that is no use."""
+        if self.heard_at is None or (status is not None and status.beat != self.beat):
+            self.beat, self.heard_at, self.looked_at = (status.beat if status else -1), now, now
+        if now - self.looked_at <= SILENT_S:
+            return False
+        self.looked_at = now
+        if not self.revive():
+            if now - self.heard_at > MUTE_S:
+                raise MachineFailed(f"the supervisor on the machine lives, but tells nothing: {self.last_words()}")
+            return False
+        self.starts, self.heard_at = self.starts + 1, now
+        if self.starts > STARTS:
+            raise MachineFailed(f"the supervisor on the machine died {STARTS} times: {self.last_words()}")
+        return True
 
 
-def start(trip: Trip, machine: Machine, python: str) -> None:
-    """Start the supervisor with the lifetime that the cap leaves, or find it running. Safe to repeat."""
+def start(trip: Trip, machine: Machine, python: str) -> bool:
+    """Start the supervisor with the lifetime that the cap leaves, or find it running. Safe to repeat. True when it was started."""
     session = f"{trip.order.root}/session.json"
     if machine.shell.size(session) is None:
         lifetime = trip.lifetime_s(machine.lease)
@@ -97,9 +117,13 @@ def start(trip: Trip, machine: Machine, python: str) -> None:
             )
         document = Session(run=trip.order.run, jobs=tuple(trip.todo()), lifetime_s=lifetime)
         machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
+        crashpoint("session-sent")
     raw = machine.shell.read(session) or b""
-    machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
-    trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=Session.model_validate_json(raw).lifetime_s, python=python)
+    answer = machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
+    is_new = b'"pid"' in answer and b'"running"' not in answer
+    if is_new or trip.book().attempts[machine.number].phase is Phase.SHIPPING:
+        trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=Session.model_validate_json(raw).lifetime_s, python=python)
+    return is_new
 
 
 def watch(trip: Trip, machine: Machine, python: str) -> str:
@@ -107,9 +131,9 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
 
     Raises `Interrupted` when the machine is to go at once, `MachineFailed` when the supervisor stays dead.
     """
-    feed, puller, pulse = Feed(trip, machine), Puller(trip, machine), Pulse()
+    feed, puller, asked_at = Feed(trip, machine), Puller(trip, machine), None
+    guard = Guard(revive=lambda: start(trip, machine, python), last_words=lambda: _last_words(trip, machine))
     feed.catch_up()
-    starts, asked_at = 1, None
     trip.enter("training", "")
     while True:
         trip.check_urgent()
@@ -128,13 +152,8 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
             trip.say("asked the machine for a checkpoint and an orderly end")
         if asked_at is not None and now - asked_at > STOP_PATIENCE_S:
             raise Interrupted("the machine did not stop in good order")
-        if pulse.is_dead(status, now):
-            starts += 1
-            if starts > STARTS:
-                raise MachineFailed(f"the supervisor on the machine died {STARTS} times: {_last_words(trip, machine)}")
-            trip.say("the supervisor on the machine died; it is started again and goes on from its last checkpoint")
-            start(trip, machine, python)
-            pulse = Pulse()
+        if guard.look(status, now):
+            trip.say("the supervisor on the machine had died; it was started again and goes on from its last checkpoint")
         trip.pulse()
         if not moved:
             trip.clock.sleep(POLL_S)
@@ -181,6 +200,7 @@ class Puller:
         def moved(count: int) -> None:
             nonlocal done
             done += count
+            crashpoint("fetching")
             self._trip.check_urgent()
             self._trip.moved(done, committed.size)
 

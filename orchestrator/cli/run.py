@@ -37,10 +37,11 @@ def run(
     from orchestrator.prepare import prepare
     from orchestrator.tools import make_tools
 
-    tools = make_tools(as_json=json)
+    tools, home = make_tools(as_json=json), Home.from_env()
+    home.make()
     ready = prepare(file, tools, providers=provider, budget=budget)
     _confirm(ready, yes=yes, json=json)
-    folder = Home.from_env().new_run(ready.config.name)
+    folder = home.new_run(ready.config.name)
     tools.view.say(f"run {folder.id}")
     order = make_order(ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib)
     if detach:
@@ -64,10 +65,11 @@ def attach(run: Run, json: Json = False) -> int:
     from orchestrator.tools import make_tools
 
     folder, tools = Home.from_env().run(run), make_tools(as_json=json)
-    try:
-        return _ended(program.attach(folder, tools), json=json)
-    except Busy:
-        return _ended(program.follow(folder, tools), json=json)
+    while True:
+        try:
+            return _ended(program.attach(folder, tools), json=json)
+        except Busy:
+            program.follow(folder, tools)  # to its end; or until that lorry dies, and this one takes the run up
 
 
 def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
@@ -169,13 +171,14 @@ def _ended(document: Mapping[str, Any], *, json: bool, asked: bool = False) -> i
     from orchestrator.report.receipt import in_words
 
     code = int(document["exit_code"])
-    if json:
-        console.json_document(document)
-    else:
-        for line in in_words(document):
-            console.out(console.plain(line, most=4000))
-        if code and document["message"]:
-            console.talk(f"error: {console.plain(document['message'])}")
-        if code and document["hint"]:
-            console.talk(f"hint: {console.plain(document['hint'])}")
+    with console.whoever_listens():
+        if json:
+            console.json_document(document)
+        else:
+            for line in in_words(document):
+                console.out(console.plain(line, most=4000))
+    if code and not json and document["message"]:
+        console.talk(f"error: {console.plain(document['message'])}")
+    if code and not json and document["hint"]:
+        console.talk(f"hint: {console.plain(document['hint'])}")
     return 0 if asked and code in {5, 7, 130} else code

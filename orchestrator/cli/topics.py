@@ -9,6 +9,7 @@ ENVIRONMENT: dict[str, str] = {
     "LORRY_SANDBOX_URL": "A practice cloud that is running elsewhere, instead of one that lorry starts by itself.",
     "LORRY_SANDBOX_KEY": "The key of that practice cloud, as `lorry sandbox --json` printed it.",
     "LORRY_SANDBOX_MACHINE": "Set by the practice cloud on its machines' processes, so that it finds them again.",
+    "LORRY_CRASH_AT": "For tests: where lorry kills itself; `orchestrator/crashpoints.py` lists the places.",
     "LORRY_SUPERVISOR_PID": "Set by the trainer's supervisor for its worker, which ends when its supervisor has.",
     "NO_COLOR": "Set to anything: no colours.",
     "COLUMNS": "Width of tables when the output is no terminal.",
