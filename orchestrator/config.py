@@ -318,9 +318,9 @@ class _Reader:
         if "recipe" not in merged.values:
             return
         name = merged.values["recipe"]
-        full, instead = recipe_for(name, merged.values.get("family"))
-        if instead:
-            self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{short(name)}"', instead)
+        full, cure = recipe_for(name, merged.values.get("family"))
+        if cure:
+            self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{short(name)}"', cure)
             return
         merged.values["recipe"] = full
         merged.put_below({"family": full.partition("-")[0]}, f"recipe {full}", merged.places["recipe"], each=False)
