@@ -454,8 +454,9 @@ def test_positions_cost_nothing_while_all_is_well(tmp_path):
 
 def test_recipes_and_templates_are_packed_into_the_wheel():
     """They are no Python files, so setuptools takes only what is listed."""
-    project = tomllib.loads((Path(templates.__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["templates"]
-    folder = Path(templates.__file__).parent
-    packed = {file for pattern in patterns for file in folder.glob(pattern)}
-    assert {*(folder / "recipes").iterdir(), folder / "lorry.toml.j2"} <= packed
+    root = Path(templates.__file__).parent.parent
+    data = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    packed = {
+        file for package, patterns in data.items() for pattern in patterns for file in root.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert {*(root / "templates/recipes").glob("*.toml"), root / "templates/lorry.toml.j2"} <= packed
