@@ -7,7 +7,8 @@ but the page itself.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.progress import Curve, JobProgress
 from .receipt import progress_of
 
 WIDTH, HEIGHT = 640, 160
+SAMPLE_NAME = re.compile(r"^step(\d+)-(\d+)\.png$")
 MOST_SAMPLES = 200
 """Newest first; a page of more would be slow to open."""
 
@@ -32,15 +34,15 @@ def write_page(folder: RunFolder, document: Mapping[str, Any]) -> Path:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["usd"] = show_usd
     progress = progress_of(folder)
-    jobs = [_job(job, progress.jobs[job["name"]]) for job in document["jobs"]]
+    prompts = {job["name"]: job.get("sample_prompts", []) for job in (folder.read("order.json") or {"jobs": []})["jobs"]}
+    jobs = [_job(job, progress.jobs[job["name"]], prompts.get(job["name"], [])) for job in document["jobs"]]
     page = environment.from_string(source).render(run=document, jobs=jobs, width=WIDTH, height=HEIGHT, warnings=progress.warnings)
     target = folder.path / "report.html"
     write_atomically(target, page.encode())
     return target
 
 
-def _job(document: Mapping[str, Any], progress: JobProgress) -> dict[str, Any]:
-    samples = [Path(path) for path in document["samples"]][-MOST_SAMPLES:]
+def _job(document: Mapping[str, Any], progress: JobProgress, prompts: Sequence[str]) -> dict[str, Any]:
     scale = _range(progress.loss)
     return {
         **document,
@@ -48,16 +50,26 @@ def _job(document: Mapping[str, Any], progress: JobProgress) -> dict[str, Any]:
         "smooth": points(smoothed(progress.loss), progress.steps, scale),
         "heldout": points(progress.heldout, progress.steps, scale),
         "loss_range": scale,
-        "pictures": [{"name": path.name, "data": base64.b64encode(path.read_bytes()).decode()} for path in samples],
+        "rows": sample_rows([Path(path) for path in document["samples"]], prompts),
     }
 
 
-def smoothed(curve: Curve, keep: float = 0.9) -> Curve:
-    """The exponential mean of a curve, started at its first value."""
-    smooth, mean = Curve(), None
+def sample_rows(samples: Sequence[Path], prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each prompt, its pictures from the first step to the last: what training does to one prompt and seed."""
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted(samples)[-MOST_SAMPLES:]:
+        if named := SAMPLE_NAME.match(path.name):
+            picture = base64.b64encode(path.read_bytes()).decode()
+            rows.setdefault(int(named[2]), []).append({"step": int(named[1]), "name": path.name, "data": picture})
+    return [{"prompt": prompts[i] if i < len(prompts) else f"prompt {i}", "pictures": rows[i]} for i in sorted(rows)]
+
+
+def smoothed(curve: Curve, keep: float = 0.95) -> Curve:
+    """The exponential mean of a curve, with its start corrected as Adam corrects its moments (Kingma and Ba, 2015)."""
+    smooth, mean, weight = Curve(), 0.0, 0.0
     for step, value in curve.points:
-        mean = value if mean is None else keep * mean + (1 - keep) * value
-        smooth.points.append((step, mean))
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smooth.points.append((step, mean / weight))
     return smooth
 
 
