@@ -107,6 +107,81 @@ def full_unet() -> dict[str, object]:
     }
 
 
+def single_file(folder: Path, path: Path) -> Path:
+    """The same model as one checkpoint in Stable Diffusion's original layout, and a `.config` folder beside it without weights."""
+    from safetensors.torch import load_file, save_file
+
+    def tensors(part: str) -> dict:
+        return load_file(next((folder / part).glob("*.safetensors")))
+
+    layers = json.loads((folder / "unet/config.json").read_text())["layers_per_block"]
+    whole = {f"model.diffusion_model.{original_unet(k, layers)}": v for k, v in tensors("unet").items()}
+    for key, value in tensors("vae").items():
+        name = original_vae(key)
+        linear = ".attn_1." in name and value.dim() == 2  # was a 1x1 convolution
+        whole[f"first_stage_model.{name}"] = value[:, :, None, None] if linear else value
+    for key, value in tensors("text_encoder").items():
+        whole[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    save_file({k: v.contiguous() for k, v in whole.items()}, path)
+    shutil.copytree(folder, path.with_suffix(".config"), ignore=shutil.ignore_patterns("*.safetensors"))
+    return path
+
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def original_unet(key: str, layers: int) -> str:
+    """A diffusers UNet key in CompVis' numbering: every layer of a block, and every resize, has a number of its own."""
+    for theirs, ours in {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}.items():
+        key = key.replace(theirs, ours)
+    for theirs, ours in {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}.items():
+        if key.startswith(theirs):
+            return key.replace(theirs, ours)
+    place, *rest = key.split(".")
+    if place == "mid_block":
+        number = {"resnets": 2 * int(rest[1]), "attentions": 1}[rest[0]]
+        return f"middle_block.{number}.{_inner(rest[0], rest[2:])}"
+    if place == "down_blocks":
+        block, kind, index = int(rest[0]), rest[1], int(rest[2])
+        if kind == "downsamplers":
+            return f"input_blocks.{(block + 1) * (layers + 1)}.0.op.{rest[-1]}"
+        return f"input_blocks.{1 + block * (layers + 1) + index}.{int(kind == 'attentions')}.{_inner(kind, rest[3:])}"
+    if place == "up_blocks":
+        block, kind, index = int(rest[0]), rest[1], int(rest[2])
+        if kind == "upsamplers":  # after the attention, where the block has one; the first of these models has none
+            return f"output_blocks.{block * (layers + 1) + layers}.{1 if block == 0 else 2}.conv.{rest[-1]}"
+        return f"output_blocks.{block * (layers + 1) + index}.{int(kind == 'attentions')}.{_inner(kind, rest[3:])}"
+    return key
+
+
+def _inner(kind: str, rest: list[str]) -> str:
+    return ".".join([RESNET[rest[0]], *rest[1:]] if kind == "resnets" else rest)
+
+
+def original_vae(key: str, blocks: int = 4) -> str:
+    """A diffusers VAE key in CompVis' names; the decoder's blocks count the other way."""
+    side, *rest = key.split(".")
+    if rest[0] == "mid_block":
+        names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+        if rest[1] == "attentions":
+            return f"{side}.mid.attn_1.{names[rest[3]]}.{rest[-1]}"
+        return f"{side}.mid.block_{int(rest[2]) + 1}.{'.'.join(rest[3:])}".replace("conv_shortcut", "nin_shortcut")
+    if rest[0] in ("down_blocks", "up_blocks"):
+        number = int(rest[1]) if rest[0] == "down_blocks" else blocks - 1 - int(rest[1])
+        way = rest[0].removesuffix("_blocks")
+        if rest[2] == "resnets":
+            return f"{side}.{way}.{number}.block.{rest[3]}.{'.'.join(rest[4:])}".replace("conv_shortcut", "nin_shortcut")
+        return f"{side}.{way}.{number}.{way}sample.conv.{rest[-1]}"
+    return key.replace("conv_norm_out", "norm_out")
+
+
 def picture(size: tuple[int, int], seed: int) -> Image.Image:
     """A circle on a ground, colours and place by the seed."""
     dice = random.Random(seed)

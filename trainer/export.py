@@ -78,7 +78,17 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         "sshs_model_hash": hashlib.sha256(bare[start:]).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256(bare[0x100000:0x110000]).hexdigest()[:8],
     }
-    return write_atomically(path, save_tensors(dict(tensors), {**metadata, **hashes}))
+    return write_atomically(path, _ordered(save_tensors(dict(tensors), {**metadata, **hashes})))
+
+
+def _ordered(raw: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors keeps them in a hash map, whose order differs from run to run."""
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + raw[start:]
 
 
 def read_adapter(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:

@@ -55,7 +55,7 @@ class TrainingOptions(Message):
     resolution: int = Field(512, ge=32, le=4096, description="Side in pixels of the square whose area every bucket keeps to.")
     min_bucket: int = Field(256, ge=8, le=8192, description="Shortest bucket side in pixels.")
     max_bucket: int = Field(1024, ge=8, le=8192, description="Longest bucket side in pixels.")
-    bucket_step: int = Field(64, ge=8, le=512, description="Bucket sides are multiples of this, in pixels.")
+    bucket_step: int = Field(64, ge=8, le=512, multiple_of=8, description="Bucket sides are multiples of this, in pixels.")
     bucket_no_upscale: bool = Field(False, description="Never enlarge a picture: small ones get smaller buckets.")
     flip: bool = Field(False, description="Also train on mirrored pictures (not for faces and text).")
     shuffle_caption: bool = Field(False, description="Shuffle the comma-separated tags of a caption at every use.")
@@ -103,6 +103,12 @@ class TrainingOptions(Message):
     def _buckets_hold_the_resolution(self) -> TrainingOptions:
         if not self.min_bucket <= self.resolution <= self.max_bucket:
             raise ValueError(f"resolution {self.resolution} must lie between min_bucket {self.min_bucket} and max_bucket {self.max_bucket}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_bucket_is_at_least_one_step(self) -> TrainingOptions:
+        if self.resolution < self.bucket_step:
+            raise ValueError(f"resolution {self.resolution} must be at least bucket_step {self.bucket_step}")
         return self
 
     @property

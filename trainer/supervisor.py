@@ -80,7 +80,7 @@ class Watch:
             self.jobs[event.job] = state
 
 
-@dataclass(slots=True)
+@dataclass
 class Supervisor:
     """The queue of one machine, from start to end."""
 

@@ -123,7 +123,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "decompression bomb": (huge, "LRY-DATA-HUGE"),
     "just over the limit": (large, "LRY-DATA-HUGE"),
     "folder": (lambda p: p.mkdir(), "LRY-DATA-NOT-A-FILE"),
-    "pipe": (lambda p: os.mkfifo(p), "LRY-DATA-NOT-A-FILE"),
+    "pipe": (os.mkfifo, "LRY-DATA-NOT-A-FILE"),
     "gif": (lambda p: Image.new("P", (8, 8)).save(p.with_suffix(".gif")), "LRY-DATA-FORMAT"),
     "heic": (lambda p: p.with_suffix(".heic").write_bytes(b"x"), "LRY-DATA-FORMAT"),
     "dangling link": (lambda p: p.symlink_to("nowhere.png"), "LRY-DATA-LINK"),

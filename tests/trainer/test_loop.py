@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from trainer import checkpoint, dataset, jobs, loop, optimizers, streams
 from trainer.adapters import Adapter
