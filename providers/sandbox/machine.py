@@ -4,10 +4,11 @@ Owns the machine's public port, its process tree (as child subreaper) and its by
 `sshd -i` of its own; this process relays between the two, so that it sees every byte. Knows nothing of offers, money or HTTP, and
 survives the server that started it.
 
-The folder, all of it made by the server but the last three:
+The folder, of which this process makes image, etc and the last two:
 
     spec.json        what the create call gave: environment, key, onstart, mark
     root/            HOME and workspace of whoever logs in
+    image/           its own Python environment, with all packages of this computer's
     etc/             host key, sshd_config, `enter` (sets the environment) and `login` (what sshd runs)
     traffic          two unsigned 64-bit numbers in host order: bytes to the machine, bytes from it
     init.json        pid, start time and, once it can be reached, port and host key
@@ -20,10 +21,12 @@ import ctypes
 import json
 import mmap
 import os
+import pwd
 import re
 import shlex
 import shutil
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -48,6 +51,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 X11Forwarding no
+PermitUserRC no
 PrintMotd no
 PrintLastLog no
 PidFile none
@@ -64,8 +68,15 @@ exec "$@"
 
 LOGIN = """\
 #!/bin/sh
-if [ -n "$SSH_ORIGINAL_COMMAND" ]; then exec {enter} {shell} -c "$SSH_ORIGINAL_COMMAND"; fi
-exec {enter} {shell} -i
+# The login shell above us may have read its owner's startup files: nothing of theirs gets in.
+clean() {{ exec /usr/bin/env -i TERM="${{TERM:-dumb}}" SSH_CONNECTION="$SSH_CONNECTION" {enter} "$@"; }}
+if [ -n "$SSH_ORIGINAL_COMMAND" ]; then clean {shell} -c "$SSH_ORIGINAL_COMMAND"; fi
+clean {shell} -i
+"""
+
+PIP = """\
+#!/bin/sh
+exec {python} -m pip "$@"
 """
 
 
@@ -95,15 +106,35 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def base_environment(root: Path) -> dict[str, str]:
-    """The "image": this interpreter first on PATH, so that python3 there has what this computer's has."""
+def base_environment(folder: Path) -> dict[str, str]:
+    """What every process of the machine in `folder` starts with, before the create call's own."""
+    root, user = folder / "root", pwd.getpwuid(os.geteuid()).pw_name
     return {
         "HOME": str(root),
+        "USER": user,
+        "LOGNAME": user,
         "TMPDIR": str(root / "tmp"),
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{folder / 'image' / 'bin'}:{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
         "SHELL": shell(),
     }
+
+
+def make_image(image: Path) -> None:
+    """A Python environment of the machine's own that has all of this computer's packages; what pip adds stays in it."""
+    base = Path(getattr(sys, "_base_executable", sys.executable))
+    packages = image / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for path in (image / "bin", packages):
+        path.mkdir(parents=True, exist_ok=True)
+    (image / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n", encoding="utf-8")
+    lines = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
+    (packages / "image.pth").write_text(lines, encoding="utf-8")
+    python = image / "bin" / "python3"
+    for name in ("python3", "python"):
+        (image / "bin" / name).unlink(missing_ok=True)
+        (image / "bin" / name).symlink_to(base)
+    for name in ("pip", "pip3"):
+        _script(image / "bin" / name, PIP.format(python=shlex.quote(str(python))))
 
 
 def shell() -> str:
@@ -123,9 +154,10 @@ def furnish(folder: Path, spec: dict[str, object]) -> str:
     (root / ".ssh" / "authorized_keys").write_text(f"{spec['ssh_public_key']}\n", encoding="utf-8")
     if not (etc / "host_key").exists():
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(etc / "host_key")], check=True)
+    make_image(folder / "image")
     environment = spec["env"]
     assert isinstance(environment, dict)
-    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in (base_environment(root) | environment).items())
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in (base_environment(folder) | environment).items())
     _script(etc / "enter", ENTER.format(exports=exports))
     enter = shlex.quote(str(etc / "enter"))
     _script(etc / "login", LOGIN.format(enter=enter, shell=shell()))

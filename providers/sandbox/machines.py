@@ -94,7 +94,7 @@ class RealMachines:
         command = [sys.executable, "-I", machine.__file__, str(folder)]
         if self._private_run:
             command = ["unshare", "-m", "sh", "-c", PRIVATE_RUN, "sh", *command]
-        environment = machine.base_environment(folder / "root") | dict(boot.env) | {MARK: boot.mark}
+        environment = machine.base_environment(folder) | dict(boot.env) | {MARK: boot.mark}
         with (folder / "boot.log").open("ab") as log:
             child = subprocess.Popen(
                 command, env=environment, cwd=folder / "root", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

@@ -262,7 +262,9 @@ def start(folder: Path, *, speed: float | None = None) -> Descriptor:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise ProviderError(f"the practice cloud cannot have {folder}: {error.strerror}", hint="point LORRY_HOME at another folder") from error
+        raise ProviderError(
+            f"the practice cloud cannot have {folder}: {error.strerror}", hint="point LORRY_HOME at another folder"
+        ) from error
     with (folder / "start.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two clients that find none, one starts it and the other finds it
         if found := running(folder):

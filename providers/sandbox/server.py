@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,20 +58,26 @@ class Server:
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = _hold(self.folder)
+        with ExitStack() as undo:
+            undo.callback(self._held.close)
+            self._open(port, speed, boot)
+            undo.pop_all()
+        self._idle_end_s = idle_end_s
+        self._threads = [
+            threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-http", daemon=True),
+            threading.Thread(target=self._watch, name="sandbox-watch", daemon=True),
+        ]
+
+    def _open(self, port: int, speed: float | None, boot: BootTimes | None) -> None:
         self.clock = SandboxClock.open(self.folder, speed)
         self.faults = Faults()
         self.ended = threading.Event()
         self.lock = threading.RLock()
         self.faces: tuple[Face, ...] = (Plain(),)
         self.market = self._open_market(boot)
-        self._idle_end_s = idle_end_s
         self._last_reply: dict[str, Reply] = {}
-        self._http = _listen(self, port, read_descriptor(self.folder))
         self._closing = False
-        self._threads = [
-            threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05}, name="sandbox-http", daemon=True),
-            threading.Thread(target=self._watch, name="sandbox-watch", daemon=True),
-        ]
+        self._http = _listen(self, port, read_descriptor(self.folder))
 
     def _open_market(self, boot: BootTimes | None) -> Market:
         user = pwd.getpwuid(os.geteuid()).pw_name

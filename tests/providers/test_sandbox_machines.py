@@ -6,18 +6,18 @@ import base64
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import paramiko
 import pytest
-from conftest import poll, processes_of
 from contract import login, ssh_options, wait_for_ssh
+from sandbox_help import poll, processes_of
 
 from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
 from providers.sandbox.billing import bill
@@ -84,10 +84,26 @@ def test_home_workspace_and_temporary_files_are_in_its_own_folder(rented: Rented
     assert names <= {"bill.jsonl", "clock.json", "lock", "machines", "market.json", "requests.jsonl", "sandbox.json"}
 
 
-def test_its_python_is_ours(rented: Rented) -> None:
-    """The image: what this interpreter has, python3 on the machine has."""
-    said = rented.run(rented.launch(), "python3 -c 'import sys, httpx; print(sys.prefix)'")
-    assert said.strip() == sys.prefix
+def test_its_python_has_our_packages_and_keeps_what_pip_adds_to_itself(rented: Rented) -> None:
+    """The image: what this interpreter has, python3 on the machine has; it never writes into ours."""
+    instance = rented.launch()
+    image = str(rented.folder(instance) / "image")
+    script = "import sys, sysconfig, httpx, paramiko; print(sys.prefix, sysconfig.get_path('purelib'), httpx.__file__, sep='\\n')"
+    prefix, packages, ours = rented.run(instance, f"python3 -c {shlex.quote(script)}").splitlines()
+    assert prefix == image
+    assert packages.startswith(image)
+    assert ours == httpx.__file__
+    assert rented.run(instance, "command -v python3 python pip pip3").splitlines() == [
+        f"{image}/bin/{name}" for name in ("python3", "python", "pip", "pip3")
+    ]
+
+
+def test_a_login_has_the_machines_environment_and_nothing_of_its_owners(rented: Rented) -> None:
+    """bash reads ~/.bashrc of the real user when sshd starts it; what that exports stays outside."""
+    said = rented.run(rented.launch(env={"MINE": "1"}), "env -0").split("\0")
+    names = {entry.partition("=")[0] for entry in said if entry}
+    ours = {"SANDBOX_INSTANCE_ID", "SANDBOX_INSTANCE_KEY", "SANDBOX_URL", "LORRY_SANDBOX_MACHINE", "MINE", "TERM", "SSH_CONNECTION"}
+    assert ours <= names <= ours | {"HOME", "USER", "LOGNAME", "TMPDIR", "PATH", "LANG", "SHELL", "PWD", "SHLVL", "_", "OLDPWD"}
 
 
 def test_rsync_brings_a_folder_there_and_back(rented: Rented, tmp_path: Path) -> None:

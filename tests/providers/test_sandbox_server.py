@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import poll, processes_of
 from contract import login, wait_for_ssh
+from sandbox_help import poll, processes_of
 
 from providers import load
 from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
@@ -429,3 +429,9 @@ def test_every_request_leaves_a_line_without_keys(server: Server, provider: Sand
 
 def test_start_returns_the_server_that_already_runs(server: Server) -> None:
     assert start(server.folder) == read_descriptor(server.folder)
+
+
+def test_a_listing_that_holds_fewer_than_it_counts_is_unknown(server: Server, provider: Sandbox) -> None:
+    server.faults.set([Fault(endpoint="plain.list", body='{"instances": [], "total": 1, "next_cursor": null}')])
+    with pytest.raises(UnexpectedResponse, match="counts 1 instances but listed 0"):
+        provider.instances()
