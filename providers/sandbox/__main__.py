@@ -14,6 +14,7 @@ from .server import serve
 
 
 def main() -> int:
+    """The exit code: 4 when the practice cloud cannot run here."""
     parser = argparse.ArgumentParser(prog="python -m providers.sandbox", description="The practice cloud: real machines on loopback.")
     parser.add_argument("--folder", type=Path, required=True, help="where everything of it lives")
     parser.add_argument("--port", type=int, default=0, help="default: the one it had before, else any")

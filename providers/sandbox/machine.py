@@ -138,6 +138,7 @@ def make_image(image: Path) -> None:
 
 
 def shell() -> str:
+    """bash where there is one, as on rented machines."""
     return shutil.which("bash", path="/bin:/usr/bin:/usr/local/bin") or "/bin/sh"
 
 
@@ -225,6 +226,7 @@ def serve_connection(client: socket.socket, folder: Path, counters: Counters) ->
 
 
 def accept_for_ever(listener: socket.socket, folder: Path, counters: Counters) -> None:
+    """A thread for each connection."""
     while True:
         client, _ = listener.accept()
         threading.Thread(target=serve_connection, args=(client, folder, counters), daemon=True).start()
@@ -239,6 +241,7 @@ def become_init() -> None:
 
 
 def reap_for_ever() -> None:
+    """An init's other duty: orphans that end here leave no zombies."""
     while True:
         signal.sigtimedwait([signal.SIGCHLD], 60)
         with suppress(ChildProcessError):
@@ -247,6 +250,7 @@ def reap_for_ever() -> None:
 
 
 def run_onstart(folder: Path, script: str) -> None:
+    """Once at boot, as everything else of the machine runs; nobody waits for it."""
     path = folder / "etc" / "onstart"
     path.write_text(script, encoding="utf-8")
     with Path(os.devnull).open("rb") as nothing, (folder / "boot.log").open("ab") as log:
@@ -254,6 +258,7 @@ def run_onstart(folder: Path, script: str) -> None:
 
 
 def main(folder: Path) -> None:
+    """Boot, say where we are, and be the init until somebody kills us."""
     become_init()
     spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     host_key = furnish(folder, spec)
