@@ -118,6 +118,7 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
         return looked, [*findings, finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error))]
     counted = replace(
         looked,
+        images=tuple(sample.image for sample in scan.samples),
         pictures=len(scan.samples),
         captions=sum(bool(sample.caption) for sample in scan.samples),
         samples=sum(sample.repeats for sample in scan.samples),
