@@ -138,7 +138,7 @@ def make_image(image: Path) -> None:
 
 
 def shell() -> str:
-    """bash where there is one, as on rented machines."""
+    """Bash where there is one, as on rented machines."""
     return shutil.which("bash", path="/bin:/usr/bin:/usr/local/bin") or "/bin/sh"
 
 
@@ -163,15 +163,10 @@ def furnish(folder: Path, spec: dict[str, object]) -> str:
     enter = shlex.quote(str(etc / "enter"))
     _script(etc / "login", LOGIN.format(enter=enter, shell=shell()))
     sftp = next((f"Subsystem sftp {path}" for path in SFTP_SERVERS if Path(path).exists()), "")
-    config = SSHD_CONFIG.format(
-        etc=_percent(etc), authorized=_percent(root / ".ssh" / "authorized_keys"), login=shlex.quote(str(etc / "login")), sftp=sftp
-    )
+    authorized = str(root / ".ssh" / "authorized_keys").replace("%", "%%")  # only this one expands %u and the like
+    config = SSHD_CONFIG.format(etc=etc, authorized=authorized, login=shlex.quote(str(etc / "login")), sftp=sftp)
     (etc / "sshd_config").write_text(config, encoding="utf-8")
     return " ".join((etc / "host_key.pub").read_text(encoding="utf-8").split()[:2])
-
-
-def _percent(path: Path) -> str:
-    return str(path).replace("%", "%%")  # sshd_config expands %u and the like
 
 
 def _script(path: Path, text: str) -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -160,6 +163,16 @@ def _make_writable(function: Any, path: str, _: object) -> None:
         function(path)
 
 
+def login_user() -> str:
+    """Whom sshd logs in: whoever runs us."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise HostError(
+            f"user id {os.geteuid()} has no name here, and sshd logs nobody in without one", "add a line to /etc/passwd"
+        ) from None
+
+
 def needs_private_run(folder: Path) -> bool:
     """Whether sshd runs only with a /run of its own here. Raises `HostError` when it does not run at all."""
     if sys.platform != "linux":
@@ -178,4 +191,6 @@ def needs_private_run(folder: Path) -> bool:
         if private.returncode == 0:
             shutil.rmtree(check)
             return True
-    raise HostError(f"sshd does not start here: {plain.stderr.strip()}", "sudo mkdir -p /run/sshd")
+    missing = re.search(r"privilege separation directory: (\S+)", plain.stderr)
+    hint = f"sudo mkdir -p {missing[1]}" if missing else f"try {shlex.join(test)}"
+    raise HostError(f"sshd does not start here: {plain.stderr.strip()}", hint)

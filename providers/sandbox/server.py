@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pwd
 import secrets
 import signal
 import socket
@@ -37,7 +36,7 @@ from .descriptor import Descriptor, read_descriptor, write_descriptor
 from .faces import Face, Reply, Request
 from .faults import Fault, Faults
 from .machine import write_whole
-from .machines import HostError, RealMachines, needs_private_run
+from .machines import HostError, RealMachines, login_user, needs_private_run
 from .market import AccountRecord, BootTimes, Market, MarketError, State
 from .plain import Plain
 from .processes import ProcessId, identify
@@ -80,7 +79,7 @@ class Server:
         self._http = _listen(self, port, read_descriptor(self.folder))
 
     def _open_market(self, boot: BootTimes | None) -> Market:
-        user = pwd.getpwuid(os.geteuid()).pw_name
+        user = login_user()
         private_run = needs_private_run(self.folder)
         (self.folder / "machines").mkdir(exist_ok=True, mode=0o700)
         path = self.folder / "market.json"

@@ -162,6 +162,22 @@ def test_a_computer_without_sshd_is_told_what_to_install(tmp_path: Path, monkeyp
     assert "apt install openssh-server" in caught.value.hint
 
 
+def test_a_user_without_a_name_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 3_999_999_999)
+    with pytest.raises(HostError, match="user id 3999999999 has no name"):
+        Server(tmp_path)
+
+
+def test_a_folder_of_any_name_will_do(tmp_path: Path, ssh_key: Path) -> None:
+    """sshd's configuration, two shells and Python's path files each have their own quoting."""
+    folder = tmp_path / "it's 100%h odd $HOME é #1"
+    with Server(folder):
+        provider = Sandbox(folder)
+        instance = wait_for_ssh(provider, launch(provider, ssh_key, onstart="echo up > up").id)
+        said = login(Login(ssh_key), instance, "pwd; python3 -c 'import httpx'; until [ -s up ]; do sleep 0.05; done; cat up")  # type: ignore[arg-type]
+        assert said == f"{folder.resolve()}/machines/{instance.id}/root\nup\n"
+
+
 def test_clients_that_find_no_server_start_one_and_only_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two commands at once, as a user with two terminals has them."""
     monkeypatch.setenv("LORRY_HOME", str(tmp_path))
