@@ -7,6 +7,7 @@ twice over: the instance and a whole listing. Knows nothing of SSH or training.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -27,6 +28,8 @@ GRACE_S = 180.0
 PATIENCE_S = 180.0
 """How long a foreground command goes on destroying before it says that something may still bill."""
 POLL_S = 2.0
+CERTAIN = (NoCapacity, Refused, AuthError, RateLimited)
+"""Errors of a create that rented nothing, unless they name an instance."""
 
 
 class NeverCreated(MachineFailed):
@@ -83,15 +86,8 @@ class Lease:
             instance = provider.launch(offer, spec)
             crashpoint("created")
             lease._hold(instance.id, "answer")
-        except (NoCapacity, Refused, AuthError, RateLimited) as err:
-            if not err.instance_ids:
-                ledger.record(Signal.REFUSED, attempt=number, why=str(err))
-                raise
-            lease._left_over(err)
-        except ProviderError as err:
-            lease._left_over(err)
-        except BaseException:
-            lease.release("interrupted while renting")
+        except BaseException as err:
+            lease._undo(err)
             raise
         return lease
 
@@ -137,10 +133,16 @@ class Lease:
         attempt = self.ledger.book().attempts[self.number]
         if attempt.phase is Phase.GONE:
             return
-        self.ledger.record(Signal.GIVE_UP, attempt=self.number, why=why, outcome=outcome)
-        if not self.instance_ids:
-            self._search()
-        evidence = destroy(self.provider, self.instance_ids, self.label, self.clock)
+        with contextlib.suppress(OSError):  # a full disk here must not keep a machine alive there
+            self.ledger.record(Signal.GIVE_UP, attempt=self.number, why=why, outcome=outcome)
+        try:
+            if not self.instance_ids:
+                self._search()
+            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock)
+        except MayStillBill:
+            raise
+        except BaseException as err:
+            raise _cannot_tell(self.provider, self.label, err) from err
         self.ledger.record(Signal.GONE, attempt=self.number, evidence=evidence)
 
     def usage(self) -> Usage:
@@ -150,22 +152,34 @@ class Lease:
     # -- inside ------------------------------------------------------------------------------------
 
     def _hold(self, instance_id: str, via: str) -> None:
+        """Write an id down. The entry tells all that is needed to end the machine, should the intent have become unreadable."""
         if instance_id not in self.instance_ids:
             self.instance_ids.append(instance_id)
-            self.ledger.record(Signal.LAUNCHED, attempt=self.number, instance_id=instance_id, via=via)
+            self.ledger.record(
+                Signal.LAUNCHED,
+                attempt=self.number,
+                instance_id=instance_id,
+                via=via,
+                provider=self.provider.name,
+                label=self.label,
+                gpu=self.gpu,
+                usd_per_hour=self.prices.usd_per_hour(self.disk_gib),
+                prices=_as_text(self.prices),
+                disk_gib=self.disk_gib,
+            )
 
-    def _left_over(self, err: ProviderError) -> None:
-        """An error that may have rented: hold what it names, look for the label, give it all back."""
-        for instance_id in err.instance_ids:
-            self._hold(instance_id, "error")
-        self._search(stop_early=bool(self.instance_ids))
-        if not self.instance_ids:
-            self.ledger.record(Signal.REFUSED, attempt=self.number, why=f"{err}; the label stayed absent for the grace window")
-            raise err
-        self.release(f"the create answered with an error: {err}")
-        raise err
+    def _undo(self, err: BaseException) -> None:
+        """Give back what a create that did not end well may have rented. Raises `MayStillBill` when that cannot be seen."""
+        ids = err.instance_ids if isinstance(err, ProviderError) else ()
+        if isinstance(err, CERTAIN) and not ids:
+            self.ledger.record(Signal.REFUSED, attempt=self.number, why=str(err))
+            return
+        for instance_id in ids:
+            with contextlib.suppress(OSError):  # see `release`
+                self._hold(instance_id, "error")
+        self.release(f"the create did not end well: {err or type(err).__name__}")
 
-    def _search(self, *, stop_early: bool = False) -> None:
+    def _search(self) -> None:
         """Look for the label until it is found, or until the grace window that began with the intent is over."""
         passed = (self.clock.now() - self.ledger.book().attempts[self.number].intended_at).total_seconds()
         begun = self.clock.monotonic_s()
@@ -174,14 +188,15 @@ class Lease:
             try:
                 for found in self.provider.instances():
                     if found.label == self.label:
-                        self._hold(found.id, "label")
+                        with contextlib.suppress(OSError):  # see `release`
+                            self._hold(found.id, "label")
             except ProviderError as err:
                 if self.clock.monotonic_s() >= begun + GRACE_S:
                     raise _cannot_tell(self.provider, self.label, err) from err
                 seen = False
             else:
                 seen = True
-            if self.instance_ids or stop_early or (seen and self.clock.monotonic_s() >= until):
+            if self.instance_ids or (seen and self.clock.monotonic_s() >= until):
                 return
             self.clock.sleep(POLL_S)
 
@@ -195,18 +210,16 @@ def destroy(provider: Provider, instance_ids: list[str], label: str, clock: Cloc
     until = clock.monotonic_s() + patience_s
     trouble = "it is still there"
     while True:
+        for instance_id in instance_ids:  # trouble with one must not spare the next
+            trouble = _end(provider, instance_id) or trouble
         try:
-            for instance_id in instance_ids:
-                if provider.describe(instance_id).status is not InstanceStatus.GONE:
-                    provider.terminate(instance_id)
-                    crashpoint("terminated")
             if all(provider.describe(i).status is InstanceStatus.GONE for i in instance_ids):
                 alive = [i.id for i in provider.instances() if i.id in instance_ids or i.label == label]
                 if not alive:
                     return f"{', '.join(instance_ids) or label}: described as gone and absent from a whole listing"
                 instance_ids = sorted({*instance_ids, *alive})
-        except ProviderError as err:
-            trouble = str(err)
+        except Exception as err:  # noqa: BLE001  whatever it is: until it is seen to be gone, it may bill
+            trouble = str(err) or type(err).__name__
         if clock.monotonic_s() >= until:
             raise MayStillBill(
                 f"{provider.name} instance {', '.join(instance_ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
@@ -215,9 +228,26 @@ def destroy(provider: Provider, instance_ids: list[str], label: str, clock: Cloc
         clock.sleep(POLL_S)
 
 
-def _cannot_tell(provider: Provider, label: str, err: ProviderError) -> MayStillBill:
+def _end(provider: Provider, instance_id: str) -> str:
+    """Ask once for the end of an instance that is not gone. Returns the trouble, empty if there was none."""
+    try:
+        if provider.describe(instance_id).status is InstanceStatus.GONE:
+            return ""
+    except Exception as err:  # noqa: BLE001  then it is ended unseen
+        trouble = str(err) or type(err).__name__
+    else:
+        trouble = ""
+    try:
+        provider.terminate(instance_id)
+    except Exception as err:  # noqa: BLE001  see `destroy`
+        return str(err) or type(err).__name__
+    crashpoint("terminated")
+    return trouble
+
+
+def _cannot_tell(provider: Provider, label: str, err: BaseException) -> MayStillBill:
     return MayStillBill(
-        f"{provider.name} may have rented a machine labelled {label}, and cannot be asked: {err}",
+        f"{provider.name} may have rented a machine labelled {label}, and cannot be asked: {err or type(err).__name__}",
         hint=f"look at {provider.console_url}; run `lorry reap` when it answers again",
     )
 

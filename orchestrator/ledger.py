@@ -64,14 +64,17 @@ def _from_line(line: bytes) -> Entry | None:
     text, _, checksum = line.rpartition(b" ")
     if not text or checksum != f"{zlib.crc32(text):08x}".encode():
         return None
-    body = json.loads(text)  # the checksum says that we wrote it
-    return Entry(
-        seq=body["seq"],
-        at=datetime.fromisoformat(body["at"]),
-        kind=body["kind"],
-        attempt=body["attempt"],
-        data=body["data"],
-    )
+    try:
+        body = json.loads(text)  # the checksum says that a lorry wrote it, but maybe a newer one
+        return Entry(
+            seq=body["seq"],
+            at=datetime.fromisoformat(body["at"]),
+            kind=body["kind"],
+            attempt=body["attempt"],
+            data=body["data"],
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 class Ledger:
@@ -81,11 +84,12 @@ class Ledger:
         self._path = path
         self._clock = clock
         self.entries = read_entries(path.read_bytes()) if path.exists() else []
+        self._seq = self.entries[-1].seq if self.entries else 0
 
     def record(self, kind: str, *, attempt: int = 0, **data: Any) -> Entry:
         """Append a fact, durably: when this returns, a power cut cannot take it back."""
-        seq = self.entries[-1].seq + 1 if self.entries else 1
-        entry = Entry(seq=seq, at=self._clock.now(), kind=kind, attempt=attempt, data=data)
+        self._seq += 1  # never used twice: a write that failed may stand in the file all the same
+        entry = Entry(seq=self._seq, at=self._clock.now(), kind=kind, attempt=attempt, data=data)
         new = not self._path.exists()
         crashpoint(f"{kind}-unwritten")
         with self._path.open("ab") as file:
@@ -173,10 +177,12 @@ class Book:
         self.confirmed = False
         self.closed: Mapping[str, Any] | None = None
         self.closed_at: datetime | None = None
+        self._numbers = 0
         for entry in entries:
             self._take(entry)
 
     def _take(self, entry: Entry) -> None:
+        self._numbers = max(self._numbers, entry.attempt)
         if entry.kind == "opened":
             self.opened, self.opened_at = entry.data, entry.at
         elif entry.kind == "confirmed":
@@ -186,6 +192,8 @@ class Book:
         elif entry.kind == Signal.INTENT:
             self.closed = None  # a run that goes on
             self.attempts[entry.attempt] = _begin(entry)
+        elif entry.kind == Signal.LAUNCHED and entry.attempt not in self.attempts:
+            self.attempts[entry.attempt] = _apply(_begin(entry), entry)  # its intent has become unreadable
         elif entry.attempt in self.attempts:
             self.attempts[entry.attempt] = _apply(self.attempts[entry.attempt], entry)
 
@@ -207,7 +215,7 @@ class Book:
     @property
     def next_attempt(self) -> int:
         """The number of the next lease."""
-        return max(self.attempts, default=0) + 1
+        return self._numbers + 1
 
 
 def _begin(entry: Entry) -> Attempt:
@@ -221,7 +229,7 @@ def _begin(entry: Entry) -> Attempt:
         usd_per_hour=Decimal(str(data["usd_per_hour"])),
         disk_gib=int(data["disk_gib"]),
         prices=dict(data["prices"]),
-        machine_id=str(data["machine_id"]),
+        machine_id=str(data.get("machine_id", "")),
         intended_at=entry.at,
     )
 

@@ -46,7 +46,12 @@ TRANSITIONS: dict[Phase, dict[Signal, Phase]] = {
         Signal.GIVE_UP: Phase.RELEASING,
         Signal.GONE: Phase.GONE,
     },
-    Phase.BOOTING: {Signal.REACHABLE: Phase.SHIPPING, Signal.GIVE_UP: Phase.RELEASING, Signal.GONE: Phase.GONE},
+    Phase.BOOTING: {
+        Signal.LAUNCHED: Phase.BOOTING,  # one create, two machines: an error named one, the label another
+        Signal.REACHABLE: Phase.SHIPPING,
+        Signal.GIVE_UP: Phase.RELEASING,
+        Signal.GONE: Phase.GONE,
+    },
     Phase.SHIPPING: {
         Signal.REACHABLE: Phase.SHIPPING,  # a new client logs in again
         Signal.SHIPPED: Phase.SHIPPING,
