@@ -123,7 +123,9 @@ class Server:
         self.ended.set()
         with self.lock:
             self._closing = True  # a request still on its way changes nothing after this
-            if not keep_machines:
+            if not self._folder_is_there():
+                self.market.end_all()
+            elif not keep_machines:
                 self.market.destroy_all()
         self._http.shutdown()
         self._http.server_close()
@@ -136,12 +138,19 @@ class Server:
         """Notice dead machines, and the time when nobody needs us any more."""
         idle_since = time.monotonic()
         while not self.ended.wait(TICK_S):
+            if not self._folder_is_there():
+                self.ended.set()
+                return
             with self.lock:
                 self.market.tick()
                 if self.market.state.rentals:
                     idle_since = time.monotonic()
             if self._idle_end_s is not None and time.monotonic() - idle_since > self._idle_end_s:
                 self.ended.set()
+
+    def _folder_is_there(self) -> bool:
+        """Somebody who removes our folder has no more use for us or our machines."""
+        return (self.folder / "lock").exists()
 
     # One request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,16 @@ def test_a_server_that_nobody_needs_ends_by_itself_but_never_while_a_machine_liv
     assert process.poll() is None
     provider.terminate(instance.id)
     assert process.wait(timeout=20) == 0
+
+
+def test_a_server_whose_folder_was_removed_takes_its_machines_with_it(tmp_path: Path, ssh_key: Path) -> None:
+    """`rm -r` of LORRY_HOME must not leave processes that nothing can find any more."""
+    folder = tmp_path / "sandbox"
+    provider = Sandbox(folder)
+    wait_for_ssh(provider, launch(provider, ssh_key, onstart="exec sleep 600").id)
+    assert len(processes_of(folder)) >= 3
+    shutil.rmtree(folder)
+    poll(lambda: not processes_of(folder), what="the end of the server and its machine", timeout_s=10)
 
 
 def test_a_server_that_cannot_start_tells_the_client_why(tmp_path: Path) -> None:
