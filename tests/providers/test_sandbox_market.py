@@ -210,7 +210,7 @@ class MarketLife(RuleBasedStateMachine):
 
 
 TestMarketLife = MarketLife.TestCase
-TestMarketLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMarketLife.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 
 def test_a_machine_is_created_then_loading_then_running() -> None:
