@@ -93,6 +93,8 @@ class Adapter:
     scale: float
     layouts: dict[str, Layout]
     flat: dict[str, nn.Parameter]
+    places: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """Part and larger rank -> where each value lies at that rank."""
 
     @classmethod
     def create(cls, targets: Sequence[Target], rank: int, scale: float, seed: int, device: torch.device) -> Adapter:
@@ -178,7 +180,7 @@ class Bank:
             first = next(iter(adapters[0].flat.values()))
             self._scale_column = torch.tensor(self._scales, device=first.device, dtype=dtype).view(-1, 1, 1)
         for part in adapters[0].layouts:
-            lay = layout(adapters[0].layouts[part].targets, rank)
+            lay = next(a.layouts[part] for a in adapters if a.rank == rank)
             lead = () if len(adapters) == 1 else (len(adapters),)
             if len(adapters) == 1:
                 stacked = adapters[0].flat[part].to(dtype)
@@ -244,7 +246,10 @@ def _padded(adapter: Adapter, part: str, wide: Layout) -> Tensor:
     flat = adapter.flat[part]
     if own.rank == wide.rank:
         return flat
-    return torch.cat([flat, flat.new_zeros(1)])[_places(own, wide).to(flat.device)]
+    key = (part, wide.rank)
+    if key not in adapter.places:
+        adapter.places[key] = _places(own, wide).to(flat.device)
+    return torch.cat([flat, flat.new_zeros(1)])[adapter.places[key]]
 
 
 def _places(own: Layout, wide: Layout) -> Tensor:

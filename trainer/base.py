@@ -197,8 +197,11 @@ def _family_of_folder(folder: Path) -> str:
         if not (folder / part).is_dir():
             raise BaseModelError("LRY-BASE-MISSING", f"the base {folder.name} has no folder {part}/.", "Fetch the whole model.")
     for part in ("unet", "vae", "text_encoder"):
-        if not any((folder / part).glob("*.safetensors")):
+        weights = sorted((folder / part).glob("*.safetensors"))
+        if not weights:
             raise _without_safetensors(folder, part)
+        for path in weights:
+            read_header(path)  # a download that was cut short is seen here, before anything is rented
     config = _json(folder / "unet" / "config.json", folder)
     if config.get("in_channels") == 9:
         return "an inpainting model"

@@ -193,8 +193,13 @@ class Supervisor:
         else:
             cause, why = _cause_of(code, _tail(self.root / "supervisor.log", log_from))
             event = Ended(at_s=self.uptime_s, job=name, state="failed", step=step, message=why, code=cause)
-        self.log(event)
+        try:
+            self.log(event)
+        except OSError as error:  # a full disk must not end the watch over the clock
+            _say(2, f"the end of {name} cannot be written: {error}")
         self.watch.look()
+        if self.watch.jobs[name].state not in ("done", "failed", "stopped"):
+            self.watch.jobs[name] = JobState(state=event.state, step=step, message=event.message)
 
     def _tell(self, state: Literal["running", "ended"], reason: Reason = "") -> None:
         """Replace status.json, about once a second and at the end. A full disk does not end the supervisor."""

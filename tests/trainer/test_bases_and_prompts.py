@@ -66,7 +66,7 @@ def test_what_is_no_base_is_said_in_words(tmp_path: Path) -> None:
 def folder(root: Path, pipeline: str = "StableDiffusionPipeline", **unet: object) -> Path:
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         (root / part).mkdir(parents=True, exist_ok=True)
-        (root / part / "model.safetensors").write_bytes(b"")
+        save_file({"a": torch.zeros(2)}, root / part / "model.safetensors")
     (root / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     (root / "unet" / "config.json").write_text(json.dumps({"cross_attention_dim": 768, "in_channels": 4, **unet}))
     return root
@@ -88,6 +88,10 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     (pickled / "unet" / "model.safetensors").rename(pickled / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(BaseModelError, match="pickled weights only"):
         inspect_base("pickled", tmp_path)
+    cut = folder(tmp_path / "cut") / "vae" / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(BaseModelError, match=r"model\.safetensors is cut short"):
+        inspect_base("cut", tmp_path)
     (folder(tmp_path / "json") / "unet" / "config.json").write_text("{")
     with pytest.raises(BaseModelError, match="no JSON"):
         inspect_base("json", tmp_path)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer import train
 from trainer.errors import SpecError
@@ -196,6 +196,26 @@ def test_what_goes_wrong_ends_the_job_with_a_code_and_no_traceback(case: str, ro
     assert isinstance(ended, Ended)
     assert (ended.state, ended.code) == ("failed", code)
     assert ended.message
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "weights that are too small": lambda base: save_file(
+        {"conv_in.weight": torch.zeros(1)}, base / "unet/diffusion_pytorch_model.safetensors"
+    ),
+    "a configuration of another class": lambda base: (base / "vae/config.json").write_text('{"block_out_channels": 3}'),
+    "no vocabulary": lambda base: [p.unlink() for p in (base / "tokenizer").iterdir()],
+    "a curve that nobody knows": lambda base: (base / "scheduler/scheduler_config.json").write_text(
+        '{"beta_schedule": "squaredcos_cap_v2"}'
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_base_ends_the_job_in_words(case: str, root: Path, spec: Spec) -> None:
+    shutil.copytree(root / "base", root / "damaged")
+    DAMAGE[case](root / "damaged")
+    ended = run(root, spec(base="damaged"))[-1]
+    assert ended.code == "LRY-BASE-LOAD", ended
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:

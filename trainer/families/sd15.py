@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from trainer import objective
@@ -117,14 +118,16 @@ class Model:
 
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Latents [c, h/8, w/8] of pixels [3, h, w] in -1..1, scaled to unit variance. Always in fp32: fp16 VAEs overflow."""
-        self.vae.to(self.device, torch.float32)
+        self.vae.to(self.device)  # in fp32 since it was loaded
         with torch.no_grad():
             mean = self.vae.encode(pixels[None].to(self.device)).latent_dist.mode()[0]
         return mean * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 
     def tokens(self, text: str) -> Tensor:
         """Token ids [77]."""
-        ids = self.tokenizer(text, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        ids = self.tokenizer(
+            text, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt"
+        )
         return ids.input_ids[0]  # type: ignore[no-any-return]
 
     def token_count(self, text: str) -> int:
@@ -168,7 +171,7 @@ class Model:
                 generator=torch.Generator().manual_seed(seed),
                 output_type="latent",
             ).images
-            self.vae.to(self.device, torch.float32)
+            self.vae.to(self.device)  # in fp32 since it was loaded
             pixels = self.vae.decode(latents.float() / self.vae.config.scaling_factor, return_dict=False)[0]
         return VaeImageProcessor().postprocess(pixels.cpu(), output_type="pil")[0]
 
@@ -208,7 +211,10 @@ def load(base: Base, revision: str | None, device: torch.device, dtype: torch.dt
             parts = _from_checkpoint(Path(base.location), dtype)
         else:
             parts = _from_folder(base.location, revision if base.kind == "hub" else None, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        known, wanted = len(parts["tokenizer"]), parts["text_encoder"].config.vocab_size
+        if known < wanted // 2:  # transformers makes an empty tokenizer where the vocabulary is missing, and says nothing
+            raise ValueError(f"its tokenizer knows {known} tokens, its text encoder {wanted}")  # noqa: TRY301
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
         raise BaseModelError("LRY-BASE-LOAD", f"the base {base.location} cannot be loaded: {reason}", hint) from error
@@ -254,13 +260,13 @@ def _quiet() -> None:
     """Libraries' progress bars and advice would stand between a user's lines."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for name in ("diffusers", "transformers", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def _checkpointing(module: Any, *, on: bool) -> None:
