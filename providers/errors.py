@@ -56,8 +56,8 @@ class RateLimited(ProviderError):
     code = "LRY-PROVIDER-RATE"
     transient = True
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, hint: str = "", instance_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint, instance_ids=instance_ids)
         self.retry_after_s = retry_after_s
 
 
