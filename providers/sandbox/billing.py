@@ -3,8 +3,9 @@
 Owns `bill.jsonl` in the sandbox folder. The fold from events to money is pure; `bill` adds the clock and the byte counters of machines
 that still live. No provider reads this file: it is what a checker compares our own figures with.
 
-Events, each with `event`, `at` and `machine`: `created` (who, what, prices; the GPU and disk meters start), `gpu_off` (it stopped
-running, the disk goes on), `ended` (nothing of it is left; with `up_bytes` and `down_bytes`).
+Events, each with `event`, `at` and `machine`: `created` (who, what, prices; the disk meter starts, and the GPU's unless `gpu_waits`),
+`gpu_off` and `gpu_on` (it stopped running, the disk goes on; it runs again), `disk_off` and `disk_on` (where a lost host is not
+charged), `price` (the GPU's from now on), `ended` (nothing of it is left; with `up_bytes` and `down_bytes`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +30,34 @@ GIB = Decimal(2**30)
 
 
 @dataclass(slots=True, kw_only=True)
+class Meter:
+    """Money by time: runs at a rate, may be switched off and on, and may change its rate."""
+
+    usd_per_hour: Decimal
+    since: datetime | None
+    """Since when it runs at this rate; None while it is off."""
+    spent_usd: Decimal = Decimal(0)
+    """Until `since`."""
+    ran: timedelta = timedelta(0)
+
+    def usd(self, now: datetime) -> Decimal:
+        return self.spent_usd + (self.usd_per_hour * _hours(now - self.since) if self.since else 0)
+
+    def time(self, now: datetime) -> timedelta:
+        """How long it has run in all."""
+        return self.ran + (now - self.since if self.since else timedelta(0))
+
+    def switch(self, at: datetime, *, on: bool) -> None:
+        """Twice the same is once."""
+        self.spent_usd, self.ran = self.usd(at), self.time(at)
+        self.since = at if on else None
+
+    def change(self, at: datetime, usd_per_hour: Decimal) -> None:
+        self.switch(at, on=self.since is not None)
+        self.usd_per_hour = usd_per_hour
+
+
+@dataclass(slots=True, kw_only=True)
 class MachineBill:
     """One machine's meters. The money is exact; only `document` rounds."""
 
@@ -40,6 +69,8 @@ class MachineBill:
     disk_gib: int
     prices: Prices
     created_at: datetime
+    gpu: Meter
+    disk: Meter
     gpu_off_at: datetime | None = None
     ended_at: datetime | None = None
     up_bytes: int = 0
@@ -53,13 +84,11 @@ class MachineBill:
 
     @property
     def gpu_usd(self) -> Decimal:
-        until = self.gpu_off_at or self.ended_at or self.now
-        return self.prices.gpu_usd_per_hour * _hours(until - self.created_at)
+        return self.gpu.usd(self.now)
 
     @property
     def disk_usd(self) -> Decimal:
-        until = self.ended_at or self.now
-        return self.prices.disk_usd_per_gib_hour * self.disk_gib * _hours(until - self.created_at)
+        return self.disk.usd(self.now)
 
     @property
     def upload_usd(self) -> Decimal:
@@ -128,28 +157,50 @@ def _rounded(money: Decimal) -> float:
     return float(round(money, 6))
 
 
+_LATER = frozenset({"gpu_off", "gpu_on", "disk_off", "disk_on", "price", "ended"})
+
+
+def _begun(event: Event, at: datetime, now: datetime) -> MachineBill:
+    prices = Prices(**{name: Decimal(price) for name, price in event["prices"].items()})
+    return MachineBill(
+        id=event["machine"],
+        account=event["account"],
+        label=event["label"],
+        offer=event["offer"],
+        gpu_name=event["gpu"],
+        disk_gib=event["disk_gib"],
+        prices=prices,
+        created_at=at,
+        gpu=Meter(usd_per_hour=prices.gpu_usd_per_hour, since=None if event.get("gpu_waits") else at),
+        disk=Meter(usd_per_hour=prices.disk_usd_per_gib_hour * event["disk_gib"], since=at),
+        now=now,
+    )
+
+
 def fold(events: Iterable[Event], now: datetime) -> Bill:
     """The bill that these events make. Pure."""
     machines: dict[str, MachineBill] = {}
     for event in events:
         at = datetime.fromisoformat(event["at"])
+        if event["event"] == "created":
+            machines[event["machine"]] = _begun(event, at, now)
+            continue
+        machine = machines[event["machine"]] if event["event"] in _LATER else None
         match event["event"]:
-            case "created":
-                machines[event["machine"]] = MachineBill(
-                    id=event["machine"],
-                    account=event["account"],
-                    label=event["label"],
-                    offer=event["offer"],
-                    gpu_name=event["gpu"],
-                    disk_gib=event["disk_gib"],
-                    prices=Prices(**{name: Decimal(price) for name, price in event["prices"].items()}),
-                    created_at=at,
-                    now=now,
-                )
-            case "gpu_off":
-                machines[event["machine"]].gpu_off_at = at
-            case "ended":
-                machine = machines[event["machine"]]
+            case "gpu_off" if machine:
+                machine.gpu.switch(at, on=False)
+                machine.gpu_off_at = at
+            case "gpu_on" if machine:
+                machine.gpu.switch(at, on=True)
+                machine.gpu_off_at = None
+            case "disk_off" | "disk_on" if machine:
+                machine.disk.switch(at, on=event["event"] == "disk_on")
+            case "price" if machine:
+                machine.gpu.change(at, Decimal(event["gpu_usd_per_hour"]))
+                machine.prices = replace(machine.prices, gpu_usd_per_hour=Decimal(event["gpu_usd_per_hour"]))
+            case "ended" if machine:
+                machine.gpu.switch(at, on=False)
+                machine.disk.switch(at, on=False)
                 machine.ended_at, machine.up_bytes, machine.down_bytes = at, event["up_bytes"], event["down_bytes"]
             case other:
                 raise ValueError(f"unknown event {other!r} in the bill")
