@@ -1,16 +1,21 @@
 """The only place that speaks SSH: one connection to one machine, which reconnects by itself.
 
-paramiko does not notice a dead link: without the socket options below it waits for ever for a machine
-whose network is gone. With them, and a limit on every answer, silence is noticed within `SILENCE_S`.
+paramiko does not notice a dead link: it waits for ever for a machine whose network is gone. The socket options
+below help where the network itself falls silent; where something in between still acknowledges (a NAT box, a
+proxy, a machine that hangs), only an answer of the SSH server counts: it is asked for one all the time, and a
+link on which nothing was heard for `SILENCE_S` is closed. A cut is mended by connecting again.
 The host key is pinned at first contact; another key later ends the run (exit 12).
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import shlex
 import socket
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
@@ -18,7 +23,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 from providers.base import SSHEndpoint
 
 from .clock import Clock
-from .errors import IntegrityError, MachineFailed
+from .errors import IntegrityError, LorryError, MachineFailed
 
 if TYPE_CHECKING:
     import paramiko
@@ -26,10 +31,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SILENCE_S = 25.0
-"""A link on which nothing was acknowledged for so long is dead."""
+"""A link on which nothing was heard for so long is dead."""
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
 """No command of ours answers with more; a machine that does is not believed."""
 CHUNK_BYTES = 256 * 1024
+PACKET_BYTES = 32 * 1024
+"""What SFTP reads at once: a cut loses no more than this."""
+_NO_LOG = logging.NullHandler()
 
 
 class LinkDown(MachineFailed):
@@ -42,6 +50,19 @@ class CommandFailed(MachineFailed):
     """A command on the machine ended badly."""
 
     code = "LRY-COMMAND"
+
+
+class CutShort(CommandFailed):
+    """A file on the machine is shorter than it was said to be."""
+
+    code = "LRY-SHORT"
+
+
+class LocalTrouble(LorryError):
+    """A file on this computer could not be read or written while the machine did its part."""
+
+    code = "LRY-DISK"
+    exit_code = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +110,17 @@ class Shell:
     """Commands and files on one machine.
 
     Every operation may be cut and done again: callers send only what can be repeated without harm.
-    Raises `LinkDown` when the machine stays silent for `patience_s`, `IntegrityError` when it is not
-    the machine that it was.
+    Raises `LinkDown` when the machine cannot be reached for `patience_s`, or nothing gets through in that time;
+    `IntegrityError` when it is not the machine that it was.
     """
 
-    def __init__(self, endpoint: SSHEndpoint, keys: KeyFiles, clock: Clock, *, patience_s: float = 120.0) -> None:
+    def __init__(
+        self, endpoint: SSHEndpoint, keys: KeyFiles, clock: Clock, *, patience_s: float = 120.0, silence_s: float = SILENCE_S
+    ) -> None:
         self.endpoint = endpoint
         self.keys = keys
         self.patience_s = patience_s
+        self.silence_s = silence_s
         self.give_up: Callable[[], None] = lambda: None
         """Called between attempts to connect; raises to stop waiting (Ctrl-C)."""
         self.uploaded = 0
@@ -146,41 +170,50 @@ class Shell:
         return self._again(once, f"look at {path}")
 
     def fetch(self, path: str, target: Path, *, size: int, moved: Callable[[int], None] = lambda _: None) -> None:
-        """Fetch exactly `size` bytes into `target`, going on from what is there already."""
+        """Fetch exactly `size` bytes into `target`, going on from what is there already.
+
+        Raises `CutShort` when the machine has fewer, `LocalTrouble` when they cannot be kept here.
+        """
+
+        def have() -> int:
+            return target.stat().st_size if target.exists() else 0
 
         def once() -> None:
-            have = target.stat().st_size if target.exists() else 0
-            if have > size:
-                target.unlink()
-                have = 0
+            with _here(target):
+                if have() > size:
+                    target.unlink()
+                target.touch()
             with target.open("ab") as out, self._files().open(path, "rb") as file:
-                file.seek(have)
-                file.prefetch(size)
-                self._copy(file, out, size - have, moved)
+                file.seek(have())
+                _prefetch(file, size)
+                self._copy(file, out, size - have(), target, moved)
 
-        self._again(once, f"fetch {path}")
+        self._again(once, f"fetch {path}", have)
 
     def put(self, source: Path, path: str, *, moved: Callable[[int], None] = lambda _: None) -> None:
         """Send a file, going on from a part that is there; the last name appears only when it is whole."""
-        size = source.stat().st_size
+        with _here(source):
+            size = source.stat().st_size
+        begun_at = 0
 
         def once() -> None:
+            nonlocal begun_at
             files, part = self._files(), path + ".part"
-            try:
-                have = int(files.stat(part).st_size or 0)
-            except FileNotFoundError:
-                have = 0
-            have = have if have <= size else 0
-            with source.open("rb") as file, files.open(part, "ab" if have else "wb") as out:
+            have = _size_of(files, part)
+            begun_at = have = have if have <= size else 0
+            with files.open(part, "ab" if have else "wb") as out:
                 out.set_pipelined(True)
-                file.seek(have)
-                while chunk := file.read(CHUNK_BYTES):
+                for chunk in _chunks(source, have):
                     out.write(chunk)
                     self.uploaded += len(chunk)
                     moved(len(chunk))
+            # The answers to pipelined writes are not looked at one by one: a full disk shows only here.
+            arrived = _size_of(files, part)
+            if arrived != size:
+                raise CommandFailed(f"the machine kept {arrived} of {size} bytes of {path}: its disk may be full")
             files.posix_rename(part, path)
 
-        self._again(once, f"send {path}")
+        self._again(once, f"send {path}", lambda: begun_at)
 
     def close(self) -> None:
         """Hang up. Never raises."""
@@ -204,9 +237,13 @@ class Shell:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _again(self, operation: Callable[[], T], what: str) -> T:
-        """Do it, and do it again over a new connection while the link is down, for `patience_s` at most."""
-        first_failure: float | None = None
+    def _again(self, operation: Callable[[], T], what: str, reached: Callable[[], int] = lambda: 0) -> T:
+        """Do it, and do it again over a new connection while the link is down, for `patience_s` at most.
+
+        `reached` says how far the operation has come: what moves on between two cuts may be cut for ever.
+        """
+        failing_since: float | None = None
+        best = reached()
         while True:
             try:
                 return operation()
@@ -215,8 +252,9 @@ class Shell:
                     raise CommandFailed(f"could not {what} on the machine: {_words(err)}") from err
                 self.close()
                 now = self._clock.monotonic_s()
-                first_failure = first_failure if first_failure is not None else now
-                if now - first_failure > self.patience_s:
+                if failing_since is None or reached() > best:
+                    failing_since, best = now, reached()
+                if now - failing_since > self.patience_s:
                     raise LinkDown(
                         f"the machine at {self.endpoint.host}:{self.endpoint.port} does not answer: could not {what} ({_words(err)})"
                     ) from err
@@ -225,25 +263,46 @@ class Shell:
 
     def _is_remote_answer(self, err: BaseException) -> bool:
         """Whether the machine itself said no (disk full, no permission), over a link that is well."""
-        link_is_well = self._transport is not None and self._transport.is_active()
+        channel = self._sftp.get_channel() if self._sftp is not None else None
+        link_is_well = self._transport is not None and self._transport.is_active() and (channel is None or not channel.closed)
         return link_is_well and isinstance(err, OSError) and not isinstance(err, (ConnectionError, TimeoutError))
 
     def _exec(self, command: str, stdin: bytes, timeout_s: float) -> Completed:
-        channel = self._link().open_session(timeout=SILENCE_S)
+        transport = self._link()
+        channel = transport.open_session(timeout=self.silence_s)
         with contextlib.closing(channel):
             channel.settimeout(timeout_s)
-            channel.exec_command(command)
-            if stdin:
-                channel.sendall(stdin)
-            channel.shutdown_write()
-            out, err = bytearray(), bytearray()
-            while chunk := channel.recv(CHUNK_BYTES):
-                out += chunk
-                if len(out) > ANSWER_MAX_BYTES:
-                    raise IntegrityError(f"the machine answered `{command[:40]}` with more than {ANSWER_MAX_BYTES} bytes")
-            while len(err) < CHUNK_BYTES and (chunk := channel.recv_stderr(CHUNK_BYTES)):
-                err += chunk
-            return Completed(channel.recv_exit_status(), bytes(out), bytes(err))
+            errors = bytearray()
+            try:
+                channel.exec_command(command)
+                talk = threading.Thread(target=_keep_talk, args=(channel, errors), daemon=True)
+                talk.start()  # at the same time: stdout and stderr share one window, which either can fill
+                if stdin:
+                    with contextlib.suppress(ConnectionError, BrokenPipeError):
+                        _send_all(channel, stdin)
+                channel.shutdown_write()
+                output = self._read_output(channel, command)
+                if not channel.status_event.wait(timeout_s):
+                    raise TimeoutError
+            except TimeoutError:
+                if transport.is_active():
+                    raise CommandFailed(f"`{command[:60]}` on the machine said nothing for {timeout_s:.0f} s") from None
+                raise
+            talk.join(timeout_s)
+            if channel.exit_status == -1:
+                transport.join(0.5)  # a link that breaks ends its channels a moment before it says so
+                if not transport.is_active():
+                    raise EOFError("the link broke")
+            return Completed(channel.exit_status, output, bytes(errors))
+
+    def _read_output(self, channel: paramiko.Channel, command: str) -> bytes:
+        output = bytearray()
+        while chunk := channel.recv(CHUNK_BYTES):
+            output += chunk
+            self.downloaded += len(chunk)
+            if len(output) > ANSWER_MAX_BYTES:
+                raise IntegrityError(f"the machine answered `{command[:40]}` with more than {ANSWER_MAX_BYTES} bytes")
+        return bytes(output)
 
     def _files(self) -> paramiko.SFTPClient:
         transport = self._link()
@@ -255,16 +314,18 @@ class Shell:
                 raise EOFError("the machine opened no file channel")
             channel = self._sftp.get_channel()
             assert channel is not None
-            channel.settimeout(SILENCE_S)
+            channel.settimeout(self.silence_s)
         return self._sftp
 
-    def _copy(self, file: IO[bytes], out: IO[bytes], size: int, moved: Callable[[int], None]) -> None:
+    def _copy(self, file: IO[bytes], out: IO[bytes], size: int, target: Path, moved: Callable[[int], None]) -> None:
         left = size
         while left > 0:
-            chunk = file.read(min(CHUNK_BYTES, left))
+            chunk = file.read(min(PACKET_BYTES, left))
             if not chunk:
-                raise EOFError(f"the file ended {left} bytes early")
-            out.write(chunk)
+                raise CutShort(f"a file on the machine ends {left} bytes early")
+            with _here(target):
+                out.write(chunk)
+                out.flush()
             left -= len(chunk)
             self.downloaded += len(chunk)
             moved(len(chunk))
@@ -275,19 +336,20 @@ class Shell:
         self.close()
         import paramiko
 
-        sock = socket.create_connection((self.endpoint.host, self.endpoint.port), timeout=SILENCE_S)
-        _notice_silence(sock)
-        transport = paramiko.Transport(sock)
-        transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = SILENCE_S
+        logging.getLogger("paramiko").addHandler(_NO_LOG)  # else every cut prints a traceback on the user's terminal
+        line = _Line.to(self.endpoint, self.silence_s)
+        transport = paramiko.Transport(line)
+        transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = self.silence_s
         try:
-            transport.start_client(timeout=SILENCE_S)
+            transport.start_client(timeout=self.silence_s)
             self._pin(transport.get_remote_server_key())
-            transport.set_keepalive(5)
             transport.auth_publickey(self.endpoint.user, paramiko.Ed25519Key.from_private_key_file(str(self.keys.private)))
         except BaseException:
             transport.close()
             raise
         self._transport = transport
+        for duty in (_ask, _hang_up_when_silent):
+            threading.Thread(target=duty, args=(transport, line, self.silence_s), daemon=True).start()
         return transport
 
     def _fingerprint(self) -> str:
@@ -310,7 +372,7 @@ class Shell:
             )
 
     def _known_as(self) -> str:
-        return f"[{self.endpoint.host}]:{self.endpoint.port}"
+        return self.endpoint.host if self.endpoint.port == 22 else f"[{self.endpoint.host}]:{self.endpoint.port}"
 
     def forget_host(self) -> None:
         """Unpin: for a new machine at an address that another one had."""
@@ -344,6 +406,105 @@ def _link_errors() -> tuple[type[BaseException], ...]:
     import paramiko
 
     return (paramiko.SSHException, EOFError, OSError)
+
+
+@contextlib.contextmanager
+def _here(path: Path) -> Iterator[None]:
+    """Trouble with a file on this computer must not be taken for the machine's."""
+    try:
+        yield
+    except OSError as err:
+        raise LocalTrouble(
+            f"{path} on this computer: {err.strerror or err}", hint="free some space there, or see to its permissions, then go on"
+        ) from err
+
+
+def _chunks(source: Path, start: int) -> Iterator[bytes]:
+    with _here(source):
+        file = source.open("rb")
+    with file:
+        file.seek(start)
+        while True:
+            with _here(source):
+                chunk = file.read(CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
+
+
+def _size_of(files: paramiko.SFTPClient, path: str) -> int:
+    try:
+        return int(files.stat(path).st_size or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def _send_all(channel: paramiko.Channel, data: bytes) -> None:
+    """Send, unless the command has ended without reading: then its exit status tells more than a broken pipe."""
+    try:
+        channel.sendall(data)
+    except TimeoutError:
+        raise
+    except OSError as err:
+        raise BrokenPipeError(str(err)) from err
+
+
+def _keep_talk(channel: paramiko.Channel, kept: bytearray) -> None:
+    """Read stderr to its end; the last words are those that matter."""
+    with contextlib.suppress(OSError):
+        while chunk := channel.recv_stderr(CHUNK_BYTES):
+            kept += chunk
+            del kept[:-CHUNK_BYTES]
+
+
+class _Line(socket.socket):
+    """A socket that remembers when it last heard anything."""
+
+    heard_s = 0.0
+
+    @classmethod
+    def to(cls, endpoint: SSHEndpoint, timeout_s: float) -> _Line:
+        made = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_s)
+        _notice_silence(made)
+        line = cls(fileno=made.detach())
+        line.settimeout(timeout_s)
+        line.heard_s = time.monotonic()
+        return line
+
+    def recv(self, count: int, flags: int = 0, /) -> bytes:
+        data = super().recv(count, flags)
+        self.heard_s = time.monotonic()
+        return data
+
+
+def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
+    """Ask for all of it at once. paramiko asks from a thread, which dies aloud on the user's terminal when the line is cut."""
+    asks: Callable[..., None] = file._prefetch_thread  # noqa: SLF001
+
+    def quietly(*args: object) -> None:
+        with contextlib.suppress(*_link_errors()):  # the reader meets the same error, and acts on it
+            asks(*args)
+
+    file._prefetch_thread = quietly  # noqa: SLF001
+    file.prefetch(size)
+
+
+def _ask(transport: paramiko.Transport, line: _Line, silence_s: float) -> None:
+    """Have the server say something now and then; OpenSSH answers this request with a no, which will do."""
+    del line
+    with contextlib.suppress(*_link_errors()):
+        while transport.is_active():
+            transport.global_request("keepalive@openssh.com")  # waits for the answer, or for the end of the link
+            time.sleep(silence_s / 5)
+
+
+def _hang_up_when_silent(transport: paramiko.Transport, line: _Line, silence_s: float) -> None:
+    """End a dead link: whatever waits on it gets an error instead of waiting for ever."""
+    while transport.is_active():
+        if time.monotonic() - line.heard_s > silence_s:
+            transport.close()
+            return
+        time.sleep(silence_s / 20)
 
 
 def _words(err: BaseException) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from fakes import FakeClock
+from machines import Host, machine
 
 
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A real machine with sshd; one a test file, ended with it."""
+    with machine(tmp_path_factory.mktemp("host")) as host:
+        yield host
