@@ -102,5 +102,5 @@ class IntegrityError(TrainerError):
     exit_code = 12
 
 
-class StopRequested(Exception):  # noqa: N818  # a request, not an error
+class StopRequested(Exception):  # a request, not an error
     """Somebody asked for an orderly end."""

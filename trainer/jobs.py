@@ -150,7 +150,9 @@ def run_job(job: JobSpec, place: Place) -> Result:
         )
     except TrainerError as error:
         result = Result(job.name, "failed", progress[0], code=error.code, message=str(error), exit_code=error.exit_code)
-    place.emit(Ended(at_s=place.clock(), job=job.name, state=result.state, step=result.step, message=result.message, code=result.code))
+    place.emit(
+        Ended(at_s=place.clock(), job=job.name, state=result.state, step=result.step, message=result.message[:4000], code=result.code)
+    )
     return result
 
 

@@ -124,7 +124,19 @@ def test_the_cache_makes_once_and_again_when_a_file_is_damaged(tmp_path: Path) -
     assert len(made) == 2
 
 
-@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
-def test_different_facts_have_different_addresses(one: list[str], other: list[str]) -> None:
+FACTS = st.lists(st.text(max_size=3) | st.binary(max_size=3), max_size=4)
+
+
+@given(FACTS, FACTS)
+def test_different_facts_have_different_addresses(one: list[str | bytes], other: list[str | bytes]) -> None:
     """Also when their letters in a row are the same."""
-    assert (address(*one) == address(*other)) == (one == other)
+
+    def plain(facts: list[str | bytes]) -> list[bytes]:
+        return [f if isinstance(f, bytes) else f.encode() for f in facts]
+
+    assert (address(*one) == address(*other)) == (plain(one) == plain(other))
+
+
+def test_bytes_count_as_they_are() -> None:
+    assert address("x", b"a", b"bc") != address("x", b"ab", b"c") != address("x", b"", b"")
+    assert address(b"a") != address(b"b")

@@ -213,7 +213,7 @@ def load(base: Base, revision: str | None, device: torch.device, dtype: torch.dt
             parts = _from_folder(base.location, revision if base.kind == "hub" else None, dtype)
         known, wanted = len(parts["tokenizer"]), parts["text_encoder"].config.vocab_size
         if known < wanted // 2:  # transformers makes an empty tokenizer where the vocabulary is missing, and says nothing
-            raise ValueError(f"its tokenizer knows {known} tokens, its text encoder {wanted}")  # noqa: TRY301
+            raise ValueError(f"its tokenizer knows {known} tokens, its text encoder {wanted}")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
