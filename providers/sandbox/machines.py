@@ -12,6 +12,7 @@ import pwd
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import machine
-from .processes import MARK, ProcessId, alive, end_tree, identify
+from .processes import MARK, ProcessId, alive, descendants, end_tree, identify, send
 
 PRIVATE_RUN = 'mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec "$@"'
 """As root, sshd wants /run/sshd. Where it is missing, the machine gets a /run of its own rather than a folder on the host."""
@@ -63,7 +64,7 @@ class Machines(Protocol):
     user: str
 
     def start(self, machine_id: str, boot: Boot) -> None:
-        """Boot it; returns before it can be reached."""
+        """Boot it, or boot it again with what its folder holds; returns before it can be reached."""
 
     def look(self, machine_id: str) -> Seen:
         """Cheap, and true also for machines that another server started."""
@@ -77,6 +78,12 @@ class Machines(Protocol):
     def boot_log(self, machine_id: str) -> str:
         """The last words of a machine that did not come up."""
 
+    def authorize(self, machine_id: str, ssh_public_key: str) -> None:
+        """Let this key in too. May be called again; what was there stays."""
+
+    def freeze(self, machine_id: str, *, frozen: bool) -> None:
+        """Halt everything of it, as when its host is off the net, or let it go on."""
+
 
 class RealMachines:
     """Machines of real processes under `folder`."""
@@ -89,9 +96,11 @@ class RealMachines:
 
     def start(self, machine_id: str, boot: Boot) -> None:
         folder = self._folder / machine_id
-        (folder / "root").mkdir(parents=True, mode=0o700)
+        (folder / "root").mkdir(parents=True, mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-        (folder / "traffic").write_bytes(bytes(16))
+        (folder / "init.json").unlink(missing_ok=True)  # of an earlier boot: its port is no longer ours
+        if not (folder / "traffic").exists():
+            (folder / "traffic").write_bytes(bytes(16))
         spec = {"ssh_public_key": boot.ssh_public_key, "env": {**boot.env, MARK: boot.mark}, "onstart": boot.onstart}
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-I", machine.__file__, str(folder)]
@@ -129,6 +138,17 @@ class RealMachines:
     def boot_log(self, machine_id: str) -> str:
         path = self._folder / machine_id / "boot.log"
         return path.read_text(encoding="utf-8", errors="replace")[-2000:] if path.exists() else ""
+
+    def authorize(self, machine_id: str, ssh_public_key: str) -> None:
+        path = self._folder / machine_id / "root" / ".ssh" / "authorized_keys"
+        if path.exists() and ssh_public_key not in path.read_text(encoding="utf-8").splitlines():
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{ssh_public_key}\n")
+
+    def freeze(self, machine_id: str, *, frozen: bool) -> None:
+        if init := self._init(machine_id):
+            for process in (init, *descendants(init)):
+                send(process, signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def _init(self, machine_id: str) -> ProcessId | None:
         state = self._read(machine_id, "pid.json")
