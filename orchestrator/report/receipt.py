@@ -89,7 +89,7 @@ def phases(entries: list[Entry]) -> list[dict[str, Any]]:
 
 def unwatched(folder: RunFolder) -> bool:
     """Whether a machine of the run may bill and no process of lorry drives it."""
-    return bool(folder.book().open_attempts) and not folder.is_driven
+    return not folder.is_driven and bool(folder.book().open_attempts)  # in this order: a driver that has just gone has left a closed book
 
 
 def _entries(folder: RunFolder) -> list[Entry]:
