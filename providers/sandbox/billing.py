@@ -71,6 +71,8 @@ class MachineBill:
     created_at: datetime
     gpu: Meter
     disk: Meter
+    stopped_usd_per_hour: Decimal
+    """The disk's rate while the machine is stopped."""
     gpu_off_at: datetime | None = None
     ended_at: datetime | None = None
     up_bytes: int = 0
@@ -162,6 +164,7 @@ _LATER = frozenset({"gpu_off", "gpu_on", "disk_off", "disk_on", "price", "ended"
 
 def _begun(event: Event, at: datetime, now: datetime) -> MachineBill:
     prices = Prices(**{name: Decimal(price) for name, price in event["prices"].items()})
+    disk_usd_per_hour = prices.disk_usd_per_gib_hour * event["disk_gib"]
     return MachineBill(
         id=event["machine"],
         account=event["account"],
@@ -172,7 +175,8 @@ def _begun(event: Event, at: datetime, now: datetime) -> MachineBill:
         prices=prices,
         created_at=at,
         gpu=Meter(usd_per_hour=prices.gpu_usd_per_hour, since=None if event.get("gpu_waits") else at),
-        disk=Meter(usd_per_hour=prices.disk_usd_per_gib_hour * event["disk_gib"], since=at),
+        disk=Meter(usd_per_hour=disk_usd_per_hour, since=at),
+        stopped_usd_per_hour=Decimal(event.get("stopped_usd_per_hour", disk_usd_per_hour)),
         now=now,
     )
 
@@ -190,9 +194,11 @@ def fold(events: Iterable[Event], now: datetime) -> Bill:
             case "gpu_off" if machine:
                 machine.gpu.switch(at, on=False)
                 machine.gpu_off_at = at
+                machine.disk.change(at, machine.stopped_usd_per_hour)
             case "gpu_on" if machine:
                 machine.gpu.switch(at, on=True)
                 machine.gpu_off_at = None
+                machine.disk.change(at, machine.prices.disk_usd_per_gib_hour * machine.disk_gib)
             case "disk_off" | "disk_on" if machine:
                 machine.disk.switch(at, on=event["event"] == "disk_on")
             case "price" if machine:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from .machine import write_whole
@@ -21,10 +22,13 @@ class Descriptor:
     pid: int
     started: int
     speed: float
+    faces: Mapping[str, str] = field(default_factory=dict)
+    """Addresses and keys of the other clouds' faces, by the names that `lorry sandbox --json` has for them."""
 
     def document(self) -> dict[str, object]:
         """What `lorry sandbox --json` prints."""
-        return asdict(self)
+        document = asdict(self)
+        return document | document.pop("faces")
 
 
 def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
@@ -35,6 +39,9 @@ def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
 def read_descriptor(folder: Path) -> Descriptor | None:
     """The last server of this folder, which may have ended since; None when there was none or the file is not of this version."""
     try:
-        return Descriptor(**json.loads((folder / "sandbox.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        document = json.loads((folder / "sandbox.json").read_text(encoding="utf-8"))
+        own = {one.name for one in fields(Descriptor)}
+        faces = {name: value for name, value in document.items() if name not in own}
+        return Descriptor(**{name: value for name, value in document.items() if name in own}, faces=faces)
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from providers.base import Offer
 
 from .market import Market, MarketError
 
@@ -21,6 +23,8 @@ class Request:
     """The key after `Authorization: Bearer`; empty when there is none."""
     body: bytes
     base_url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in lower case."""
 
     def document(self) -> dict[str, Any]:
         """The body as a JSON object."""
@@ -50,7 +54,16 @@ Action = Callable[[Market, Request], Reply]
 
 
 class Face(Protocol):
-    """One cloud's tongue."""
+    """One cloud's tongue, and what it has for rent."""
+
+    account: str
+    """The customer whose machines this face shows: each face has its own, so that no machine is seen through two."""
+
+    def stock(self) -> Sequence[Offer]:
+        """What it rents out; their `provider` is its name for `Market.offers`."""
+
+    def addresses(self, url: str, key: str) -> Mapping[str, str]:
+        """What its clients must be told, by the names in `lorry sandbox --json`."""
 
     def route(self, method: str, path: str) -> tuple[str, Action] | None:
         """The endpoint's name (what a fault script calls it) and what it does; None when the path is not of this face."""

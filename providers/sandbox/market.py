@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from types import MappingProxyType
+from typing import Any
 
 from providers.base import LaunchSpec, Offer
 
@@ -38,6 +40,8 @@ class AccountRecord:
     name: str
     key: str
     credit_usd: Decimal = Decimal(100)
+    ssh_keys: tuple[str, ...] = ()
+    """Keys that the customer left with the cloud, for machines that ask for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,22 @@ class Rental:
     mark: str
     """In the environment of each of its processes."""
     exited_at: datetime | None = None
+    """When it stopped running, by itself or because somebody asked; None while it runs."""
     status_text: str = ""
+    asked_to_stop: bool = False
+    started_at: datetime | None = None
+    """When it was started again after a stop; None: it never was."""
+    face_data: Mapping[str, Any] = field(default_factory=dict)
+    """What only the face that rented it out needs to know again; JSON."""
+    machine_env: Mapping[str, str] = field(default_factory=dict)
+    """The whole environment of its processes."""
+    stopped_usd_per_hour: Decimal | None = None
+    """What it costs while it is stopped; None: the price of its disk."""
+
+    @property
+    def booted_at(self) -> datetime:
+        """When it began to boot as it is now."""
+        return self.started_at or self.created_at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,7 +127,7 @@ class Market:
         self._append = bill
         self._events = events
         self._save = save
-        self._boot = boot or BootTimes()
+        self.boot = boot or BootTimes()
         self._recover()
 
     def _recover(self) -> None:
@@ -134,13 +153,26 @@ class Market:
 
     # What is for rent
 
-    def offers(self) -> list[Offer]:
-        """Those that nobody holds."""
+    def offers(self, stock: str = "sandbox") -> list[Offer]:
+        """Those of one face's stock that nobody holds. The stock is the offer's `provider`."""
         taken = {rental.offer.id for rental in self.state.rentals}
-        return [offer for offer in self._catalogue.values() if offer.id not in taken]
+        return [offer for offer in self._catalogue.values() if offer.id not in taken and offer.provider == stock]
 
-    def create(self, account: AccountRecord, offer_id: str, spec: LaunchSpec, *, env: Mapping[str, str] | None = None) -> Rental:
-        """Rent `offer_id`. `env` is what the market itself puts into the machine beside the customer's own."""
+    def create(
+        self,
+        account: AccountRecord,
+        offer_id: str,
+        spec: LaunchSpec,
+        *,
+        env: Mapping[str, str] | Callable[[Rental], Mapping[str, str]] = MappingProxyType({}),
+        face_data: Mapping[str, Any] = MappingProxyType({}),
+        stopped_usd_per_hour: Decimal | None = None,
+    ) -> Rental:
+        """Rent `offer_id`.
+
+        `env`: what the market itself puts into the machine beside the customer's own. `stopped_usd_per_hour`: what it costs while it is
+        stopped, where that is not the price of its disk.
+        """
         self._check(account, offer_id, spec)
         rental = Rental(
             id=str(self.state.next_id),
@@ -150,25 +182,32 @@ class Market:
             created_at=self.now(),
             key=secrets.token_hex(20),
             mark=secrets.token_hex(16),
+            face_data=dict(face_data),
+            stopped_usd_per_hour=stopped_usd_per_hour,
         )
+        theirs = env(rental) if callable(env) else env
+        rental = replace(rental, machine_env={"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key, **theirs, **spec.env})
         self.state.next_id += 1
         self.state.rentals.append(rental)
         self._save(self.state)
         self._append(_created(rental))
-        own = {"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key}
-        boot = Boot(mark=rental.mark, ssh_public_key=spec.ssh_public_key, env={**own, **(env or {}), **spec.env}, onstart=spec.onstart)
         try:
-            self.machines.start(rental.id, boot)
+            self._boot_machine(rental)
         except OSError as error:
             self.destroy(account.name, rental.id)
             raise MarketError(503, "no_machine", f"this computer could not start a machine: {error}") from error
         return rental
 
+    def _boot_machine(self, rental: Rental) -> None:
+        spec = rental.spec
+        boot = Boot(mark=rental.mark, ssh_public_key=spec.ssh_public_key, env=rental.machine_env, onstart=spec.onstart)
+        self.machines.start(rental.id, boot)
+
     def _check(self, account: AccountRecord, offer_id: str, spec: LaunchSpec) -> None:
         offer = self._catalogue.get(offer_id)
         if offer is None:
             raise MarketError(404, "no_such_offer", f"there is no offer {offer_id}")
-        if offer_id not in {o.id for o in self.offers()}:
+        if offer_id in {rental.offer.id for rental in self.state.rentals}:
             raise MarketError(409, "offer_taken", f"offer {offer_id} has just been rented by somebody else")
         if not 1 <= spec.disk_gib <= offer.disk_gib:
             raise MarketError(422, "invalid_request", f"offer {offer_id} has 1 to {offer.disk_gib} GiB of disk, asked for {spec.disk_gib}")
@@ -205,6 +244,45 @@ class Market:
         self.state.rentals.remove(rental)
         self._save(self.state)
 
+    def stop(self, account: str, rental_id: str) -> None:
+        """End the processes and keep the disk, which bills on. Nothing happens to one that is stopped."""
+        rental = self._find(account, rental_id)
+        if rental.exited_at is None:
+            self._exit(rental, "stopped by its user", asked=True)
+
+    def restart(self, account: str, rental_id: str, *, fresh_disk: bool = False) -> None:
+        """Boot a stopped one again, with another port. `fresh_disk`: what was on it is gone."""
+        rental = self._find(account, rental_id)
+        if rental.exited_at is None:
+            return
+        if fresh_disk:
+            self.machines.wipe(rental.id)
+        self._append({"event": "gpu_on", "at": self.now().isoformat(), "machine": rental.id})
+        rental = self._change(rental, exited_at=None, status_text="", asked_to_stop=False, started_at=self.now())
+        self._boot_machine(rental)
+
+    def update(self, account: str, rental_id: str, **changes: Any) -> Rental:
+        """Change what is known of a rental: `spec` for another label, `face_data`."""
+        return self._change(self._find(account, rental_id), **changes)
+
+    def _change(self, rental: Rental, **changes: Any) -> Rental:
+        changed = replace(rental, **changes)
+        self.state.rentals[self.state.rentals.index(rental)] = changed
+        self._save(self.state)
+        return changed
+
+    def _exit(self, rental: Rental, text: str, *, asked: bool = False) -> None:
+        at = self.now()
+        self.machines.end(rental.id, rental.mark)
+        self._append({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
+        self._change(rental, exited_at=at, status_text=text, asked_to_stop=asked)
+
+    def set_ssh_keys(self, account: AccountRecord, keys: Sequence[str]) -> None:
+        """The keys that the customer leaves with the cloud from now on."""
+        index = self.state.accounts.index(account)
+        self.state.accounts[index] = replace(account, ssh_keys=tuple(keys))
+        self._save(self.state)
+
     def destroy_all(self) -> None:
         for rental in list(self.state.rentals):
             self.destroy(rental.account, rental.id)
@@ -231,24 +309,20 @@ class Market:
 
     def tick(self) -> None:
         """Notice machines whose init has ended: the GPU meter stops, strays end, the disk goes on billing."""
-        for index, rental in enumerate(self.state.rentals):
+        for rental in list(self.state.rentals):
             if rental.exited_at is None and not self.machines.look(rental.id).alive:
-                at = self.now()
                 text = self.machines.boot_log(rental.id).strip().rpartition("\n")[2]
-                self.machines.end(rental.id, rental.mark)
-                self._append({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
-                self.state.rentals[index] = replace(rental, exited_at=at, status_text=f"the machine's init has ended. {text}".strip())
-                self._save(self.state)
+                self._exit(rental, f"the machine's init has ended. {text}".strip())
 
     def _view(self, rental: Rental) -> View:
         seen = self.machines.look(rental.id)
-        age = self.now() - rental.created_at
+        age = self.now() - rental.booted_at
         status, text = "running", ""
         if rental.exited_at:
             status, text = "exited", rental.status_text
-        elif age < timedelta(seconds=self._boot.created_s):
+        elif age < timedelta(seconds=self.boot.created_s):
             status, text = "created", "waiting for the machine"
-        elif age < timedelta(seconds=self._boot.created_s + self._boot.loading_s) or seen.port is None:
+        elif age < timedelta(seconds=self.boot.created_s + self.boot.loading_s) or seen.port is None:
             status, text = "loading", f"pulling {rental.spec.image}"
         return View(rental=rental, status=status, status_text=text, seen=seen)
 
@@ -263,7 +337,8 @@ class Market:
 
 
 def _created(rental: Rental) -> Event:
-    return {
+    stopped = {} if rental.stopped_usd_per_hour is None else {"stopped_usd_per_hour": str(rental.stopped_usd_per_hour)}
+    return stopped | {
         "event": "created",
         "at": rental.created_at.isoformat(),
         "machine": rental.id,

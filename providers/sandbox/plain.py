@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from providers.base import LaunchSpec, Offer
 
+from .catalogue import catalogue
 from .faces import Action, Reply, Request
 from .market import AccountRecord, Market, MarketError, View
 
@@ -18,6 +19,14 @@ PAGE_SIZE_MAX = 100
 
 class Plain:
     """The plain face. Endpoints: account, offers, create, list, show, destroy, charges."""
+
+    account = "practice"
+
+    def stock(self) -> Sequence[Offer]:
+        return catalogue()
+
+    def addresses(self, url: str, key: str) -> Mapping[str, str]:
+        return {"url": url, "api_key": key}
 
     def route(self, method: str, path: str) -> tuple[str, Action] | None:
         for wanted_method, pattern, name, action in _ROUTES:
@@ -30,7 +39,7 @@ class Plain:
 
 
 def _account(market: Market, request: Request) -> AccountRecord:
-    if account := market.account(request.bearer):
+    if (account := market.account(request.bearer)) and account.name == Plain.account:
         return account
     if market.rental_of_key(request.bearer):
         raise MarketError(403, "forbidden", "this key belongs to one machine; it may only show and destroy that machine")

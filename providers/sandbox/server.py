@@ -19,7 +19,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +30,6 @@ from urllib.parse import parse_qsl, urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from .billing import BillLog
-from .catalogue import catalogue
 from .clock import SandboxClock
 from .descriptor import Descriptor, read_descriptor, write_descriptor
 from .faces import Face, Reply, Request
@@ -52,14 +51,22 @@ class Server:
     """One practice cloud, serving from threads of this process between `start` and `stop`."""
 
     def __init__(
-        self, folder: Path, *, port: int = 0, speed: float | None = None, boot: BootTimes | None = None, idle_end_s: float | None = None
+        self,
+        folder: Path,
+        *,
+        port: int = 0,
+        speed: float | None = None,
+        boot: BootTimes | None = None,
+        idle_end_s: float | None = None,
+        faces: Sequence[Face] | None = None,
     ) -> None:
+        """`faces`: instead of the usual ones; the first is the plain one."""
         self.folder = folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._held = _hold(self.folder)
         with ExitStack() as undo:
             undo.callback(self._held.close)
-            self._open(port, speed, boot)
+            self._open(port, speed, boot, every_face() if faces is None else tuple(faces))
             undo.pop_all()
         self._idle_end_s = idle_end_s
         self._threads = [
@@ -67,12 +74,12 @@ class Server:
             threading.Thread(target=self._watch, name="sandbox-watch", daemon=True),
         ]
 
-    def _open(self, port: int, speed: float | None, boot: BootTimes | None) -> None:
+    def _open(self, port: int, speed: float | None, boot: BootTimes | None, faces: tuple[Face, ...]) -> None:
         self.clock = SandboxClock.open(self.folder, speed)
         self.faults = Faults()
         self.ended = threading.Event()
         self.lock = threading.RLock()
-        self.faces: tuple[Face, ...] = (Plain(),)
+        self.faces = faces
         self.market = self._open_market(boot)
         self._last_reply: dict[str, Reply] = {}
         self._closing = False
@@ -83,7 +90,10 @@ class Server:
         private_run = needs_private_run(self.folder)
         (self.folder / "machines").mkdir(exist_ok=True, mode=0o700)
         path = self.folder / "market.json"
-        state = _STATE.validate_json(path.read_bytes()) if path.exists() else _new_state()
+        state = _STATE.validate_json(path.read_bytes()) if path.exists() else State(admin_key=f"admin-{secrets.token_hex(20)}")
+        for name in {face.account for face in self.faces} - {account.name for account in state.accounts}:
+            state.accounts.append(AccountRecord(name=name, key=f"sandbox-{secrets.token_hex(20)}"))
+        offers = [offer for face in self.faces for offer in face.stock()]
         bill = BillLog(self.folder)
 
         def save(state: State) -> None:
@@ -91,19 +101,23 @@ class Server:
 
         save(state)
         machines = RealMachines(self.folder / "machines", user, private_run=private_run)
-        return Market(state, catalogue(), machines, now=self.clock.now, bill=bill.append, events=bill.events, save=save, boot=boot)
+        return Market(state, offers, machines, now=self.clock.now, bill=bill.append, events=bill.events, save=save, boot=boot)
 
     @property
     def descriptor(self) -> Descriptor:
         me = cast("ProcessId", identify(os.getpid()))
+        url = f"http://127.0.0.1:{self._http.server_port}"
+        keys = {account.name: account.key for account in self.market.state.accounts}
+        told = {name: value for face in self.faces for name, value in face.addresses(url, keys[face.account]).items()}
         return Descriptor(
-            url=f"http://127.0.0.1:{self._http.server_port}",
-            api_key=self.market.state.accounts[0].key,
+            url=told.pop("url"),
+            api_key=told.pop("api_key"),
             admin_key=self.market.state.admin_key,
             folder=str(self.folder),
             pid=me.pid,
             started=me.started,
             speed=self.clock.speed,
+            faces=told,
         )
 
     def start(self) -> None:
@@ -218,9 +232,9 @@ class Server:
             file.write(json.dumps(entry) + "\n")
 
 
-def _new_state() -> State:
-    key = f"sandbox-{secrets.token_hex(20)}"
-    return State(accounts=[AccountRecord(name="practice", key=key)], admin_key=f"admin-{secrets.token_hex(20)}")
+def every_face() -> tuple[Face, ...]:
+    """The tongues that a practice cloud speaks."""
+    return (Plain(),)
 
 
 def _hold(folder: Path) -> IO[bytes]:
@@ -282,6 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
             bearer=key.strip() if scheme.lower() == "bearer" else "",
             body=self.rfile.read(int(length)),
             base_url=f"http://127.0.0.1:{self.server.server_port}",
+            headers={name.lower(): value for name, value in self.headers.items()},
         )
         endpoint, fault, reply = self.server.sandbox.answer(request)
         self.server.sandbox.log(self.command, parts.path, endpoint, reply.status if reply else None)
@@ -294,9 +309,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, reply: Reply, truncate: int | None) -> None:
         self.send_response(reply.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply.body)))
-        for name, value in reply.headers.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(reply.body if truncate is None else reply.body[:truncate])
