@@ -65,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_all(paths: Sequence[Path], root: Path, sink: Emit, flag: StopFlag, *, in_session: bool) -> int:
     from .jobs import Place, load_job, run_job
 
-    _make_deterministic()
     place = Place(root, sink, session_clock(root), lambda: flag.set)
     codes: list[int] = []
     for path in paths:
@@ -97,17 +96,6 @@ def _print(event: AnyEvent) -> None:
     stream = sys.stderr if isinstance(event, Warned) or (isinstance(event, Ended) and event.state == "failed") else sys.stdout
     stream.write(plain_line(event) + "\n")
     stream.flush()
-
-
-def _make_deterministic() -> None:
-    """Two runs with one seed on one machine are equal: no kernel that adds up in changing order."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
 
 def _end_with_the_supervisor() -> None:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,14 @@ class Place:
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _model: Any = None
     _model_key: tuple[object, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Two runs with one seed on one machine are equal: no kernel that adds up in changing order."""
+        if self.device.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.use_deterministic_algorithms(mode=True, warn_only=True)
 
     @property
     def cache(self) -> Cache:
