@@ -7,6 +7,7 @@ means, what a body holds and where an instance id may hide is told by the provid
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -128,7 +129,7 @@ class CloudHTTP:
         if status in (401, 403):
             error = AuthError(said, hint=self._key_hint)
         elif status == 429:
-            error = RateLimited(said, retry_after_s=retry_after_s(response.headers.get("Retry-After"), datetime.now(UTC)))
+            error = RateLimited(said, retry_after_s=retry_after_s(_wait(response.headers), datetime.now(UTC)))
         elif status == 408 or status >= 500:
             error = Unavailable(said)
         else:
@@ -151,6 +152,12 @@ def user_agent() -> str:
         return f"lorry/{version('lorry')}"
     except PackageNotFoundError:  # run from a checkout
         return "lorry/dev"
+
+
+def _wait(headers: httpx.Headers) -> str | None:
+    """Retry-After; else the moment when a quota begins anew, where that is given in seconds since 1970."""
+    reset = headers.get("X-RateLimit-Reset", "")
+    return headers.get("Retry-After") or (f"{float(reset) - time.time():.0f}" if reset.isdecimal() and len(reset) == 10 else None)
 
 
 def retry_after_s(header: str | None, now: datetime) -> float:
