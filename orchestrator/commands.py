@@ -14,6 +14,7 @@ from trainer.protocol import NAME_PATTERN
 Argv = list[str]
 
 MANIFEST = "setup/manifest.sha256"
+SETUP = "setup/setup.sh"
 BOOTSTRAP = "setup/bootstrap.sh"
 REQUIREMENTS = "setup/requirements.txt"
 
@@ -39,9 +40,14 @@ def verify(base: str) -> Argv:
     return ["sh", "-c", 'cd "$1" && sha256sum --check --quiet --strict "$2"', "verify", base, MANIFEST]
 
 
-def bootstrap(base: str) -> Argv:
-    """Find or build the Python environment; prints the interpreter's path as its last line."""
-    return ["sh", f"{base}/{BOOTSTRAP}", base]
+def remove(base: str) -> Argv:
+    """Delete the files named on stdin, each ended by a zero byte: there may be more than an argument list holds."""
+    return ["sh", "-c", 'cd "$1" && xargs -0 rm -f --', "remove", base]
+
+
+def set_up(base: str) -> Argv:
+    """Start building the Python environment, or ask how far it is: prints `ready PYTHON`, `failed WHY` or `running WHAT`."""
+    return ["sh", f"{base}/{SETUP}", base]
 
 
 def write(path: str) -> Argv:

@@ -194,8 +194,8 @@ def _lay_out(ship: Path) -> None:
     shutil.copytree(source, ship / "trainer", ignore=skip, dirs_exist_ok=True)
     setup = ship / "setup"
     setup.mkdir(parents=True, exist_ok=True)
-    for name, remote in (("bootstrap.sh", commands.BOOTSTRAP), ("requirements.txt", commands.REQUIREMENTS)):
-        (ship / remote).write_bytes((Path(templates.__file__).parent / name).read_bytes())
+    for remote in (commands.SETUP, commands.BOOTSTRAP, commands.REQUIREMENTS):
+        (ship / remote).write_bytes((Path(templates.__file__).parent / Path(remote).name).read_bytes())
 
 
 def _work(job: CheckedJob) -> Work:

@@ -15,7 +15,7 @@ from providers.errors import ProviderError
 
 from . import commands
 from .crashpoints import crashpoint
-from .errors import Interrupted, LorryError, MayStillBill, TrainingFailed, UsageError, outcome_of
+from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, TrainingFailed, UsageError, outcome_of
 from .home import Busy, RunFolder
 from .lease import PATIENCE_S, destroy
 from .ledger import Ledger
@@ -29,6 +29,8 @@ from .ship import Shipment, item, send
 from .trip import Tools, Trip
 from .watch import STOP_PATIENCE_S, fetch_now, pull, start, watch
 
+SETUP_PATIENCE_S, SETUP_POLL_S = 1800.0, 0.5
+"""Installing diffusers and its kin took 40 s where it was measured; a slow line may need many times that."""
 ENOUGH_OFFERS = 8
 """Kept in plan.json; more is no help to a reader."""
 
@@ -130,11 +132,27 @@ def ship(trip: Trip, machine: Machine) -> str:
     before = machine.shell.uploaded
     send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
     trip.ledger.record("moved", attempt=machine.number, uploaded=machine.shell.uploaded - before)
-    trip.enter("set-up", "the trainer's Python environment")
-    python = machine.shell.check(commands.bootstrap(trip.order.root), timeout_s=1800).decode(errors="replace").strip().splitlines()[-1]
+    python = set_up(trip, machine)
     trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size)
     trip.check_boot()
     return python
+
+
+def set_up(trip: Trip, machine: Machine) -> str:
+    """Have the machine build its Python environment, and wait for it; returns the interpreter. Raises `MachineFailed`."""
+    trip.enter("set-up", "the trainer's Python environment")
+    until = trip.clock.monotonic_s() + SETUP_PATIENCE_S
+    while trip.clock.monotonic_s() < until:
+        trip.check_boot()
+        answer = machine.shell.check(commands.set_up(trip.order.root)).decode(errors="replace").strip()
+        state, _, words = answer.partition(" ")
+        if state == "ready":
+            return words
+        if state == "failed":
+            raise MachineFailed(f"the trainer's environment could not be built: {words}", hint="another machine.image may do better")
+        trip.pulse(words)
+        trip.clock.sleep(SETUP_POLL_S)
+    raise MachineFailed(f"the trainer's environment was not built within {SETUP_PATIENCE_S / 60:.0f} minutes")
 
 
 def with_checkpoints(trip: Trip) -> Shipment:

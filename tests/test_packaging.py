@@ -52,7 +52,7 @@ def test_installing_lorry_does_not_install_torch(unpacked: Path) -> None:
 
 
 def test_the_wheel_brings_everything_that_a_run_reads(unpacked: Path) -> None:
-    for name in ("bootstrap.sh", "requirements.txt", "report.html.j2", "lorry.toml.j2", "recipes/sd15-character.toml"):
+    for name in ("setup.sh", "bootstrap.sh", "requirements.txt", "report.html.j2", "lorry.toml.j2", "recipes/sd15-character.toml"):
         assert (unpacked / "templates" / name).is_file(), name
     assert not (unpacked / "tests").exists()
     shipped = {p.relative_to(unpacked).as_posix() for p in (unpacked / "trainer").rglob("*.py")}
