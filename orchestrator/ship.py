@@ -7,12 +7,14 @@ trainer itself. Every step can be cut and repeated.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import selectors
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -23,14 +25,18 @@ from pathlib import Path
 from typing import IO
 
 from . import commands
-from .errors import DatasetError, Finding, MachineFailed
-from .shell import Shell
+from .errors import DatasetError, Finding, MachineFailed, UsageError
+from .shell import CommandFailed, LocalTrouble, Shell
 
 BASE_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
 """What a diffusers folder is read from. Never pickles."""
 STALL_S = 60.0
 """An rsync that moves nothing for so long is ended and started again; it goes on where it was."""
 TRIES = 5
+RSYNC_TRIES = 20
+"""In a row, none of which got a byte on. Before each one the machine has let us in again, so the line is not simply down."""
+NO_USE = frozenset({1, 2, 3, 4, 6, 11, 13, 14, 21, 22, 23})
+"""Exits of rsync that another try does not mend: usage, files, disk. The others are the line's."""
 CHUNK_BYTES = 1024 * 1024
 
 Moved = Callable[[int], None]
@@ -72,7 +78,7 @@ class Shipment:
     @property
     def manifest(self) -> bytes:
         """In the format of `sha256sum --check`."""
-        return "".join(f"{item.sha256}  {item.remote}\n" for item in self.items).encode()
+        return "".join(f"{_manifest_line(item.sha256, item.remote)}\n" for item in self.items).encode()
 
     @property
     def folders(self) -> set[str]:
@@ -80,9 +86,20 @@ class Shipment:
         return {item.remote.rpartition("/")[0] for item in self.items} | {"setup"}
 
 
+def _manifest_line(digest: str, name: str) -> str:
+    """As sha256sum writes it: a name with a backslash or a line break is escaped, and the line says so."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{digest}  {name}" if escaped == name else f"\\{digest}  {escaped}"
+
+
 def item(root: Path, name: str, folder: str) -> Item:
-    """Look at a file and hash it."""
+    """Look at a file and hash it. Raises `DatasetError` for a link: what it points to was not asked to be sent."""
     source = root / name
+    if source.is_symlink():
+        link = Finding(
+            code="LRY-DATA-LINK", path=str(source), message="is a link", hint="put the file itself there; links are not followed"
+        )
+        raise DatasetError("a link cannot be sent", [link])
     return Item(root=root, name=name, folder=folder, size=source.stat().st_size, sha256=hash_file(source))
 
 
@@ -106,6 +123,10 @@ def base_items(base: Path) -> tuple[str, list[Item]]:
     Two jobs with the same base share it: its folder is named by its content.
     """
     files = [item(base.parent, base.name, "")] if base.is_file() else items_below(base, "", suffixes=BASE_SUFFIXES)
+    if not files:
+        raise UsageError(
+            f"nothing in {base} can be sent", hint="links are not followed: give the hub id, or a folder with the files themselves"
+        )
     digest = hashlib.sha256("".join(f"{f.sha256} {f.name}\n" for f in files).encode()).hexdigest()[:12]
     folder = f"bases/{digest}"
     moved = [Item(root=f.root, name=f.name, folder=folder, size=f.size, sha256=f.sha256) for f in files]
@@ -130,28 +151,35 @@ def send(shell: Shell, base: str, shipment: Shipment, moved: Moved, *, check: Ca
         if done.returncode == 0:
             return
         wrong = _refuted(done.stdout, shipment)
+        if not wrong:
+            words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+            raise MachineFailed(f"the machine could not verify what it got: {words[-1] if words else f'exit {done.returncode}'}")
         _changed_here(wrong)
         if attempt < TRIES:
-            shell.check(["rm", "-f", "--", *(f"{base}/{w.remote}" for w in wrong)])
-    raise MachineFailed(f"{len(wrong)} files arrived damaged {TRIES} times, among them {wrong[0].remote if wrong else '(not told)'}")
+            shell.check(commands.remove(base), stdin=b"".join(w.remote.encode() + b"\0" for w in wrong))
+    raise MachineFailed(f"{len(wrong)} files arrived damaged {TRIES} times, among them {wrong[0].remote}")
 
 
 def _refuted(stdout: bytes, shipment: Shipment) -> list[Item]:
-    """The files that sha256sum named; all of them when it named none that we know."""
-    named = {line.rpartition(":")[0] for line in stdout.decode(errors="replace").splitlines()}
-    return [i for i in shipment.items if i.remote in named] or list(shipment.items)
+    """The files that sha256sum named."""
+    named = set()
+    for line in stdout.decode(errors="surrogateescape").splitlines():
+        name = line.rpartition(": FAILED")[0]
+        named.add(re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], name[1:]) if name.startswith("\\") else name)
+    return [i for i in shipment.items if i.remote in named]
 
 
-def _changed_here(wrong: Iterable[Item]) -> None:
+def _changed_here(items: Iterable[Item], *, closely: bool = True) -> None:
+    """Raise `DatasetError` when files are no longer what the manifest says; without `closely` only their sizes are looked at."""
     findings = [
         Finding(
             code="LRY-DATA-CHANGED",
-            path=str(w.source),
+            path=str(i.source),
             message="changed while it was being sent",
             hint="let the folder rest, then run again",
         )
-        for w in wrong
-        if not w.source.exists() or hash_file(w.source) != w.sha256
+        for i in items
+        if not i.source.is_file() or i.source.stat().st_size != i.size or (closely and hash_file(i.source) != i.sha256)
     ]
     if findings:
         raise DatasetError(f"{len(findings)} files changed while they were being sent", findings)
@@ -175,28 +203,34 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
         return (str(i.root), i.folder)
 
     for (root, folder), group in groupby(sorted(shipment.items, key=place), key=place):
-        names = [i.name for i in group]
+        items = list(group)
         target = f"{shell.endpoint.user}@{shell.endpoint.host}:{base}/{folder}/".replace("//", "/")
-        for attempt in range(1, TRIES + 1):
+        failures = 0
+        while failures < RSYNC_TRIES:
             shell.connect()  # pins the host key before rsync says a word
-            failed = _rsync(shell, Path(root), target, names, moved, check)
-            if not failed:
+            sent, code, words = _rsync(shell, Path(root), target, [i.name for i in items], moved, check)
+            if code == 0:
                 break
-            if attempt == TRIES:
-                raise MachineFailed(f"rsync failed {TRIES} times, last with: {failed}", hint="the line to this machine is bad")
+            _changed_here(items, closely=False)
+            if code in NO_USE:
+                raise MachineFailed(f"rsync could not write on the machine: {words}")
+            failures = 0 if sent else failures + 1
+            shell.close()  # a new login sees whether it is the same machine
+        else:
+            raise MachineFailed(f"rsync failed {failures} times, last with: {words}", hint="the line to this machine is bad")
 
 
-def _rsync(shell: Shell, root: Path, target: str, names: Sequence[str], moved: Moved, check: Callable[[], None]) -> str:
-    """One run of rsync. Returns what went wrong; empty when all is there."""
+def _rsync(shell: Shell, root: Path, target: str, names: Sequence[str], moved: Moved, check: Callable[[], None]) -> tuple[int, int, str]:
+    """One run of rsync: the bytes that it moved, its exit code, and its words when it failed."""
     argv = [
         _local_rsync() or "rsync",
-        *("--times", "--no-links", "--no-devices", "--no-specials", "--protect-args", "--partial-dir=.rsync-partial"),
+        *("--times", "--no-links", "--no-devices", "--no-specials", "--no-implied-dirs", "--protect-args", "--partial-dir=.rsync-partial"),
         *("--files-from=-", "--from0", "--info=progress2", "--no-human-readable", "--outbuf=L", "--timeout=30"),
         *("-e", " ".join(_for_rsync(word) for word in shell.openssh())),
         *("--", f"{root}/", target),
     ]
     with tempfile.TemporaryFile() as listing, tempfile.TemporaryFile() as talk:
-        listing.write(b"".join(name.encode() + b"\0" for name in names))
+        listing.write(b"".join(b"./" + os.fsencode(name) + b"\0" for name in names))  # bare, "#x" and ";x" would be comments
         listing.seek(0)
         # A session of its own: Ctrl-C in the terminal is ours to act on, not rsync's.
         process = subprocess.Popen(argv, stdin=listing, stdout=subprocess.PIPE, stderr=talk, start_new_session=True)
@@ -204,13 +238,21 @@ def _rsync(shell: Shell, root: Path, target: str, names: Sequence[str], moved: M
         try:
             sent = _follow(process, process.stdout, moved, check)
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            _end(process)
+            process.stdout.close()
         shell.uploaded += sent
         talk.seek(0)
         words = talk.read(4000).decode(errors="replace").strip().splitlines()
-    return "" if process.returncode == 0 else (words[-1] if words else f"exit {process.returncode}")
+    told = [line for line in words if line.startswith("rsync: ")] or words[-1:] or [f"exit {process.returncode}"]
+    return sent, process.returncode, told[0]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End rsync if it still runs, and the ssh that it started."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+    process.wait()
 
 
 def _follow(process: subprocess.Popen[bytes], stdout: IO[bytes], moved: Moved, check: Callable[[], None]) -> int:
@@ -234,7 +276,7 @@ def _follow(process: subprocess.Popen[bytes], stdout: IO[bytes], moved: Moved, c
                         moved(now_sent - sent)
                         sent, last_move = now_sent, time.monotonic()
             if time.monotonic() - last_move > STALL_S:
-                process.kill()
+                _end(process)
                 break
     process.wait()
     return sent
@@ -254,4 +296,8 @@ def _send_by_sftp(shell: Shell, base: str, shipment: Shipment, moved: Moved, che
         remote = f"{base}/{one.remote}"
         if shell.size(remote) == one.size:
             continue  # a wrong one is found by the verification
-        shell.put(one.source, remote, moved=moved)
+        try:
+            shell.put(one.source, remote, moved=moved)
+        except (CommandFailed, LocalTrouble):
+            _changed_here([one], closely=False)
+            raise

@@ -229,10 +229,10 @@ def test_a_file_that_is_not_here_cannot_be_sent(shell: Shell, tmp_path: Path):
 def test_a_line_that_goes_dead_is_noticed_and_mended(far: Shell, line: Proxy):
     """Half-open: something in between acknowledges every byte and passes none on. The limit is 30 s; here 0.8."""
     assert far.check(["echo", "1"]) == b"1\n"
-    line.stalled = True
     begun = time.monotonic()
+    threading.Timer(0.3, lambda: setattr(line, "stalled", True)).start()
     with pytest.raises(LinkDown):
-        far.run(["sleep", "50"], timeout_s=100)
+        far.run(["sleep", "50"], timeout_s=100)  # the command is under way when the line dies
     assert 0.8 <= time.monotonic() - begun < 8
     line.cut()
     line.stalled = False
