@@ -12,16 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
 from providers.base import LaunchSpec, Offer
 
 from .billing import Bill, Event, MachineBill, fold
+from .limits import Limits
 from .machines import Boot, Machines, Seen
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LABEL_MAX = 256  # what Vast documents; ours stay far below
+USUAL_FLOOR = Decimal("0.55")  # of the price on demand, where nobody bids more
+EXPIRED_KEPT = timedelta(hours=48)
 
 
 class MarketError(Exception):
@@ -42,6 +46,28 @@ class AccountRecord:
     credit_usd: Decimal = Decimal(100)
     ssh_keys: tuple[str, ...] = ()
     """Keys that the customer left with the cloud, for machines that ask for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a machine is rented, where marketplaces differ. As it stands here: on demand, and every meter runs from the creation on."""
+
+    bid_usd_per_hour: Decimal | None = None
+    """Runs only while this is at least the offer's floor, and pays this; None: on demand."""
+    gpu_from_running: bool = False
+    """The GPU costs nothing until the machine runs."""
+    prepaid: bool = False
+    """Stopped when the account's credit is used up."""
+    ends_at: datetime | None = None
+    """Stopped then, and destroyed `EXPIRED_KEPT` later."""
+
+
+class Out(StrEnum):
+    """Why the cloud itself stopped a machine."""
+
+    BID = "outbid"
+    CREDIT = "the account has no credit"
+    EXPIRED = "the contract has ended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +96,20 @@ class Rental:
     stopped_usd_per_hour: Decimal | None = None
     """What it costs while it is stopped; None: the price of its disk."""
 
+    terms: Terms = field(default_factory=Terms)
+    out: Out | None = None
+    """Why it is stopped, when the cloud did it."""
+    gpu_waits: bool = False
+    """Its GPU meter begins when it runs."""
+    offline: bool = False
+    """Its host is off the net: nothing of it answers, nothing of it is charged, until it comes back."""
+    stuck: bool = False
+    """Boots for ever."""
+    announced_usd_per_hour: Decimal | None = None
+    """A higher GPU price that the host asks for and the customer has not answered."""
+    ssh_keys: tuple[str, ...] = ()
+    """Let in beside those of the create call."""
+
     @property
     def booted_at(self) -> datetime:
         """When it began to boot as it is now."""
@@ -84,6 +124,10 @@ class State:
     admin_key: str = ""
     next_id: int = 10001
     rentals: list[Rental] = field(default_factory=list)
+    floors: dict[str, Decimal] = field(default_factory=dict)
+    """Offer -> the least bid that runs, where somebody has moved it."""
+    gpu_prices: dict[str, Decimal] = field(default_factory=dict)
+    """Offer -> what its GPU costs an hour since its host has changed it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +136,8 @@ class BootTimes:
 
     created_s: float = 0.2
     loading_s: float = 0.3
+    ports_late_s: float = 0.0
+    """The address comes so long after `running`, on faces of clouds where it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +146,7 @@ class View:
 
     rental: Rental
     status: str
-    """created, loading, running or exited."""
+    """created, loading, running, exited or offline."""
     status_text: str
     seen: Seen
 
@@ -128,6 +174,7 @@ class Market:
         self._events = events
         self._save = save
         self.boot = boot or BootTimes()
+        self.limits = Limits()
         self._recover()
 
     def _recover(self) -> None:
@@ -156,7 +203,21 @@ class Market:
     def offers(self, stock: str = "sandbox") -> list[Offer]:
         """Those of one face's stock that nobody holds. The stock is the offer's `provider`."""
         taken = {rental.offer.id for rental in self.state.rentals}
-        return [offer for offer in self._catalogue.values() if offer.id not in taken and offer.provider == stock]
+        return [self._priced(offer) for offer in self._catalogue.values() if offer.id not in taken and offer.provider == stock]
+
+    def _priced(self, offer: Offer) -> Offer:
+        return with_gpu_price(offer, self.state.gpu_prices.get(offer.id, offer.prices.gpu_usd_per_hour))
+
+    def offer(self, offer_id: str) -> Offer | None:
+        """Whoever holds it."""
+        offer = self._catalogue.get(offer_id)
+        return self._priced(offer) if offer else None
+
+    def floor_usd_per_hour(self, offer_id: str) -> Decimal:
+        """The least bid with which this offer runs now."""
+        offer = self._catalogue[offer_id]
+        usual = offer.prices.gpu_usd_per_hour * (1 if offer.interruptible else USUAL_FLOOR)
+        return self.state.floors.get(offer_id, round(usual, 4))
 
     def create(
         self,
@@ -167,24 +228,30 @@ class Market:
         env: Mapping[str, str] | Callable[[Rental], Mapping[str, str]] = MappingProxyType({}),
         face_data: Mapping[str, Any] = MappingProxyType({}),
         stopped_usd_per_hour: Decimal | None = None,
+        terms: Terms | None = None,
     ) -> Rental:
-        """Rent `offer_id`.
+        """Rent `offer_id`. A bid below the floor is taken too: the machine is there, stopped, and its disk bills.
 
         `env`: what the market itself puts into the machine beside the customer's own. `stopped_usd_per_hour`: what it costs while it is
         stopped, where that is not the price of its disk.
         """
         self._check(account, offer_id, spec)
+        terms = terms or Terms()
         rental = Rental(
             id=str(self.state.next_id),
             account=account.name,
-            offer=self._catalogue[offer_id],
+            offer=self._offer_on(terms, offer_id),
             spec=spec,
             created_at=self.now(),
             key=secrets.token_hex(20),
             mark=secrets.token_hex(16),
             face_data=dict(face_data),
             stopped_usd_per_hour=stopped_usd_per_hour,
+            terms=terms,
+            gpu_waits=terms.gpu_from_running,
         )
+        if terms.bid_usd_per_hour is not None and terms.bid_usd_per_hour < self.floor_usd_per_hour(offer_id):
+            rental = replace(rental, exited_at=rental.created_at, out=Out.BID, gpu_waits=True, status_text=str(Out.BID))
         theirs = env(rental) if callable(env) else env
         rental = replace(rental, machine_env={"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key, **theirs, **spec.env})
         self.state.next_id += 1
@@ -192,11 +259,17 @@ class Market:
         self._save(self.state)
         self._append(_created(rental))
         try:
-            self._boot_machine(rental)
+            if rental.exited_at is None:
+                self._boot_machine(rental)
         except OSError as error:
             self.destroy(account.name, rental.id)
             raise MarketError(503, "no_machine", f"this computer could not start a machine: {error}") from error
         return rental
+
+    def _offer_on(self, terms: Terms, offer_id: str) -> Offer:
+        """As it is paid for: who bids pays the bid."""
+        offer = self._priced(self._catalogue[offer_id])
+        return offer if terms.bid_usd_per_hour is None else with_gpu_price(offer, terms.bid_usd_per_hour)
 
     def _boot_machine(self, rental: Rental) -> None:
         spec = rental.spec
@@ -215,10 +288,10 @@ class Market:
             raise MarketError(422, "invalid_request", f"not a name of an environment variable: {bad[0]!r}")
         if any("\0" in value for value in spec.env.values()):
             raise MarketError(422, "invalid_request", "an environment variable cannot hold a NUL")
-        if not spec.label or len(spec.label) > LABEL_MAX:
-            raise MarketError(422, "invalid_request", f"a label has 1 to {LABEL_MAX} characters, got {len(spec.label)}")
-        if "\n" in spec.ssh_public_key.strip() or not spec.ssh_public_key.startswith(("ssh-", "ecdsa-", "sk-")):
-            raise MarketError(422, "invalid_request", "the SSH key must be one line in OpenSSH format")
+        if len(spec.label) > LABEL_MAX:
+            raise MarketError(422, "invalid_request", f"a label has at most {LABEL_MAX} characters, got {len(spec.label)}")
+        if any(not line.startswith(("ssh-", "ecdsa-", "sk-")) for line in spec.ssh_public_key.splitlines()):
+            raise MarketError(422, "invalid_request", "SSH keys must be in OpenSSH format, one a line")
         if self.balance_usd(account) <= 0:
             raise MarketError(402, "no_credit", f"account {account.name} has no credit left")
 
@@ -257,9 +330,33 @@ class Market:
             return
         if fresh_disk:
             self.machines.wipe(rental.id)
-        self._append({"event": "gpu_on", "at": self.now().isoformat(), "machine": rental.id})
-        rental = self._change(rental, exited_at=None, status_text="", asked_to_stop=False, started_at=self.now())
+        waits = rental.terms.gpu_from_running
+        rental = self._change(rental, exited_at=None, status_text="", asked_to_stop=False, out=None, started_at=self.now(), gpu_waits=waits)
+        if not waits:
+            self._bill(rental, "gpu_on")
         self._boot_machine(rental)
+
+    def reprice(self, account: str, rental_id: str, gpu_usd_per_hour: Decimal) -> None:
+        """Another GPU price from now on; for who bids, another bid."""
+        rental = self._find(account, rental_id)
+        terms = rental.terms if rental.terms.bid_usd_per_hour is None else replace(rental.terms, bid_usd_per_hour=gpu_usd_per_hour)
+        self._bill(rental, "price", gpu_usd_per_hour=str(gpu_usd_per_hour))
+        self._change(rental, offer=with_gpu_price(rental.offer, gpu_usd_per_hour), terms=terms, announced_usd_per_hour=None)
+        self.tick()
+
+    def lose_host(self, account: str, rental_id: str, *, lost: bool) -> None:
+        """Its host falls off the net, or comes back with everything as it was."""
+        rental = self._find(account, rental_id)
+        if rental.offline == lost:
+            return
+        self.machines.freeze(rental.id, frozen=lost)
+        if rental.exited_at is None and not rental.gpu_waits:
+            self._append({"event": "gpu_off" if lost else "gpu_on", "at": self.now().isoformat(), "machine": rental.id})
+        self._bill(rental, "disk_off" if lost else "disk_on")
+        self._change(rental, offline=lost)
+
+    def _bill(self, rental: Rental, event: str, **more: str) -> None:
+        self._append({"event": event, "at": self.now().isoformat(), "machine": rental.id} | more)
 
     def update(self, account: str, rental_id: str, **changes: Any) -> Rental:
         """Change what is known of a rental: `spec` for another label, `face_data`."""
@@ -271,11 +368,11 @@ class Market:
         self._save(self.state)
         return changed
 
-    def _exit(self, rental: Rental, text: str, *, asked: bool = False) -> None:
+    def _exit(self, rental: Rental, text: str, *, asked: bool = False, out: Out | None = None) -> None:
         at = self.now()
         self.machines.end(rental.id, rental.mark)
         self._append({"event": "gpu_off", "at": at.isoformat(), "machine": rental.id})
-        self._change(rental, exited_at=at, status_text=text, asked_to_stop=asked)
+        self._change(rental, exited_at=at, status_text=text, asked_to_stop=asked, out=out)
 
     def set_ssh_keys(self, account: AccountRecord, keys: Sequence[str]) -> None:
         """The keys that the customer leaves with the cloud from now on."""
@@ -308,21 +405,50 @@ class Market:
         return machine
 
     def tick(self) -> None:
-        """Notice machines whose init has ended: the GPU meter stops, strays end, the disk goes on billing."""
+        """Notice machines whose init has ended: the GPU meter stops, strays end, the disk goes on billing. Keep all terms."""
         for rental in list(self.state.rentals):
             if rental.exited_at is None and not self.machines.look(rental.id).alive:
                 text = self.machines.boot_log(rental.id).strip().rpartition("\n")[2]
                 self._exit(rental, f"the machine's init has ended. {text}".strip())
+            elif not rental.offline:
+                self._keep_terms(rental)
+
+    def _keep_terms(self, rental: Rental) -> None:
+        """Contracts end, bids are outbid and win again, credit is used up, and a GPU that runs at last is billed."""
+        terms, now = rental.terms, self.now()
+        outbid = terms.bid_usd_per_hour is not None and terms.bid_usd_per_hour < self.floor_usd_per_hour(rental.offer.id)
+        if terms.ends_at and now >= terms.ends_at + EXPIRED_KEPT:
+            self.destroy(rental.account, rental.id)
+        elif rental.exited_at is not None:
+            if rental.out is Out.BID and not outbid:
+                self.restart(rental.account, rental.id)
+        elif terms.ends_at and now >= terms.ends_at:
+            self._exit(rental, str(Out.EXPIRED), out=Out.EXPIRED)
+        elif outbid:
+            self._exit(rental, str(Out.BID), out=Out.BID)
+        elif terms.prepaid and self._broke(rental.account):
+            self._exit(rental, str(Out.CREDIT), out=Out.CREDIT)
+        elif self._view(rental).status == "running":
+            for key in rental.ssh_keys:
+                self.machines.authorize(rental.id, key)
+            if rental.gpu_waits:
+                self._bill(rental, "gpu_on")
+                self._change(rental, gpu_waits=False)
+
+    def _broke(self, account: str) -> bool:
+        return any(one.name == account and self.balance_usd(one) <= 0 for one in self.state.accounts)
 
     def _view(self, rental: Rental) -> View:
         seen = self.machines.look(rental.id)
         age = self.now() - rental.booted_at
         status, text = "running", ""
-        if rental.exited_at:
+        if rental.offline:
+            status, text = "offline", "the host cannot be reached"
+        elif rental.exited_at:
             status, text = "exited", rental.status_text
         elif age < timedelta(seconds=self.boot.created_s):
             status, text = "created", "waiting for the machine"
-        elif age < timedelta(seconds=self.boot.created_s + self.boot.loading_s) or seen.port is None:
+        elif rental.stuck or age < timedelta(seconds=self.boot.created_s + self.boot.loading_s) or seen.port is None:
             status, text = "loading", f"pulling {rental.spec.image}"
         return View(rental=rental, status=status, status_text=text, seen=seen)
 
@@ -338,14 +464,23 @@ class Market:
 
 def _created(rental: Rental) -> Event:
     stopped = {} if rental.stopped_usd_per_hour is None else {"stopped_usd_per_hour": str(rental.stopped_usd_per_hour)}
-    return stopped | {
-        "event": "created",
-        "at": rental.created_at.isoformat(),
-        "machine": rental.id,
-        "account": rental.account,
-        "label": rental.spec.label,
-        "offer": rental.offer.id,
-        "gpu": rental.offer.gpu_name,
-        "disk_gib": rental.spec.disk_gib,
-        "prices": {name: str(price) for name, price in asdict(rental.offer.prices).items()},
-    }
+    return (
+        stopped
+        | {
+            "event": "created",
+            "at": rental.created_at.isoformat(),
+            "machine": rental.id,
+            "account": rental.account,
+            "label": rental.spec.label,
+            "offer": rental.offer.id,
+            "gpu": rental.offer.gpu_name,
+            "disk_gib": rental.spec.disk_gib,
+            "prices": {name: str(price) for name, price in asdict(rental.offer.prices).items()},
+        }
+        | ({"gpu_waits": True} if rental.gpu_waits else {})
+    )
+
+
+def with_gpu_price(offer: Offer, gpu_usd_per_hour: Decimal) -> Offer:
+    """The same machine for another price."""
+    return replace(offer, prices=replace(offer.prices, gpu_usd_per_hour=gpu_usd_per_hour))

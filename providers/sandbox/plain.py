@@ -80,6 +80,10 @@ def _offers(market: Market, request: Request) -> Reply:
 def _create(market: Market, request: Request) -> Reply:
     account = _account(market, request)
     document = request.document()
+    if not document.get("label"):
+        raise MarketError(422, "invalid_request", "a label has 1 to 256 characters")
+    if not isinstance(key := document.get("ssh_public_key"), str) or len(key.strip().splitlines()) != 1:
+        raise MarketError(422, "invalid_request", "the SSH key must be one line in OpenSSH format")
     spec = LaunchSpec(
         label=_field(document, "label", str),
         image=_field(document, "image", str),

@@ -250,9 +250,8 @@ def test_a_dead_machine_says_its_last_words_and_bills_its_disk_on() -> None:
         ({"env": {"A B": "1"}}, "invalid_request"),
         ({"env": {"A": "1\0"}}, "invalid_request"),
         ({"env": {"": "1"}}, "invalid_request"),
-        ({"label": ""}, "invalid_request"),
         ({"label": "x" * 257}, "invalid_request"),
-        ({"ssh_public_key": "ssh-rsa A\nssh-rsa B"}, "invalid_request"),
+        ({"ssh_public_key": "ssh-rsa A\nrestrict"}, "invalid_request"),
         ({"ssh_public_key": 'command="x" ssh-rsa A'}, "invalid_request"),
     ],
 )
