@@ -12,7 +12,7 @@ Topic = Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="A topic or
 
 
 def help_(topic: Topic = None, json: Json = False) -> None:
-    """Explain a topic (config, environment, exit-codes, json) or a command.
+    """Explain a topic (config, environment, exit-codes) or a command.
 
     Examples:
       lorry help exit-codes

@@ -67,7 +67,7 @@ def _table(documents: list[dict[str, object]]) -> None:
 
 
 def logs(run: Run, follow: Follow = False, json: Json = False) -> int:
-    """Print what a run's machines have told: phases, steps, losses, saves.
+    """Print what a run's machines have told: phases, steps, losses.
 
     Reads what is at home; `lorry attach` is what brings more.
 
@@ -151,7 +151,7 @@ def cost(
 
 
 def report(run: Run, open_it: Open = False, json: Json = False) -> int:
-    """Write the page of a run: curves, samples, receipt, in one HTML file.
+    """Write the page of a run: curves, samples, receipt; one HTML file.
 
     Examples:
       lorry report autumn-3f2a91 --open

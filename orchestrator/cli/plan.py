@@ -10,7 +10,7 @@ from .common import Budget, ConfigFile, Json, Providers
 
 
 def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
-    """Rank the offers by what the whole run costs on them; rent nothing.
+    """Rank the offers by what the whole run costs; rent nothing.
 
     The estimate is a simple one for now: published figures, not yet calibrated by measurement.
 
@@ -21,8 +21,8 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
     """
     from orchestrator import console
     from orchestrator.prepare import prepare
-    from orchestrator.run import plan_document
     from orchestrator.report.plan import show_plan
+    from orchestrator.run import plan_document
     from orchestrator.tools import make_tools
 
     ready = prepare(file, make_tools(as_json=json), providers=provider, budget=budget)

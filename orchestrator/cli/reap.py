@@ -6,7 +6,7 @@ from .common import Json, Providers, Yes
 
 
 def reap(provider: Providers = None, yes: Yes = False, json: Json = False) -> int:
-    """Find every machine of lorry that still lives; with --yes, destroy them.
+    """Find every machine of lorry that still lives; --yes destroys them.
 
     Finds them by their label, so it works from any computer with the account's key. Machines that are not lorry's are never touched.
     Ends with 10 when something lives on.

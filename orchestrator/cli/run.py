@@ -19,7 +19,7 @@ Detach = Annotated[bool, typer.Option("--detach", help="Go on in the background;
 def run(
     file: ConfigFile = None, provider: Providers = None, budget: Budget = None, yes: Yes = False, detach: Detach = False, json: Json = False
 ) -> int:
-    """Rent a machine, train every LoRA of the file, bring them home, destroy it.
+    """Rent, train every LoRA of the file, bring them home, destroy.
 
     Config and datasets are checked first, then the plan and its price are shown; nothing is rented before you say yes. Checkpoints
     come home while they are made. Ctrl-C once: checkpoint, fetch, destroy. Twice: destroy now. If this computer dies, the machine

@@ -23,7 +23,7 @@ def _serve(
     speed: Annotated[float | None, typer.Option(help="Its clock runs so many times faster than real time.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Serve the practice cloud, whose machines are real and cost nothing.
+    """Serve the practice cloud: real machines that cost nothing.
 
     A marketplace on this computer. Its machines are OpenSSH servers on loopback with folders and processes of their own; its meter bills in make-believe dollars.
     Provider `sandbox` starts one by itself, so this command is for looking on and for tests.

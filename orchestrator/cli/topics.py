@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 ENVIRONMENT: dict[str, str] = {
     "LORRY_HOME": "Folder of runs and results; the platform's state folder without it.",
+    "VAST_API_KEY": "Your key at Vast.ai. It never leaves this computer but for Vast.ai itself.",
+    "RUNPOD_API_KEY": "Your key at RunPod. It never leaves this computer but for RunPod itself.",
+    "LORRY_VAST_URL": "Another base address for Vast.ai's API: the practice cloud's, for a rehearsal.",
+    "LORRY_RUNPOD_URL": "Another base address for RunPod's REST API.",
+    "LORRY_RUNPOD_GRAPHQL_URL": "Another base address for RunPod's GraphQL API, which is asked for the balance only.",
     "LORRY_SANDBOX_URL": "A practice cloud that is running elsewhere, instead of one that lorry starts by itself.",
     "LORRY_SANDBOX_KEY": "The key of that practice cloud, as `lorry sandbox --json` printed it.",
     "LORRY_SANDBOX_MACHINE": "Set by the practice cloud on its machines' processes, so that it finds them again.",
