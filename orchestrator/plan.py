@@ -11,14 +11,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from math import isfinite
 
-from providers.base import Offer, Requirements
+from providers.base import Offer, Prices, Requirements
 
-from .budget import GIB, WAY_OUT_S, time_usd, traffic_usd
+from .budget import GIB, WAY_OUT_S, rounded_up, time_usd, traffic_usd
 from .errors import NoOffer, OverBudget
 from .gpus import gpu
 
 MIB = 1024**2
+MOST = 1e6
+"""GiB or megabits a second; nothing on any market comes near."""
+DEAREST_USD = Decimal(10_000)
+"""Per hour or GiB. An offer beyond it is a mistake or a trap; 0 is a machine of one's own."""
 
 TFLOP_PER_SAMPLE_512 = 1.72
 """SD1.5, LoRA training of one 512 px sample without checkpointing, counted by torch's FlopCounterMode."""
@@ -205,6 +210,7 @@ def estimate(load: Load, offer: Offer, disk: int) -> Estimate:
 def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
     """The reason to leave `offer` out; empty when it fits. Clouds do not always apply the filters they were given."""
     checks = {
+        "numbers that make no sense": not makes_sense(offer),
         "too little VRAM": offer.vram_gib * GIB < max(vram, wanted.min_vram_gib * GIB),
         "another GPU": bool(wanted.gpus) and offer.gpu_name not in wanted.gpus,
         "too little disk": offer.disk_gib < wanted.disk_gib,
@@ -218,8 +224,31 @@ def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
     return next((reason for reason, is_so in checks.items() if is_so), "")
 
 
-def make_plan(load: Load, offers: Iterable[Offer], wanted: Requirements, *, cap_usd: Decimal, avoid: Sequence[str] = ()) -> Plan:
-    """Rank the offers that fit by what the whole run costs on them. `avoid`: machine ids that failed us.
+def makes_sense(offer: Offer) -> bool:
+    """Whether every number of an offer can be true. NaN compares with nothing, so it would pass every filter and spoil the order."""
+    sizes = (offer.vram_gib, offer.disk_gib, offer.down_mbit_s, offer.up_mbit_s)
+    dearest = max(getattr(offer.prices, name) for name in Prices.__dataclass_fields__)
+    return (
+        all(isfinite(size) and 0 <= size <= MOST for size in sizes)
+        and offer.vram_gib > 0
+        and offer.gpu_count >= 1
+        and 0 <= offer.reliability <= 1
+        and dearest <= DEAREST_USD
+    )
+
+
+def make_plan(
+    load: Load,
+    offers: Iterable[Offer],
+    wanted: Requirements,
+    *,
+    cap_usd: Decimal,
+    avoid: Sequence[str] = (),
+    spent_usd: Decimal = Decimal(0),
+) -> Plan:
+    """Rank the offers that fit by what the whole run costs on them.
+
+    `avoid`: machine ids that failed us. `spent_usd`: what earlier machines of the run have cost; the cap covers it too.
 
     Raises `NoOffer` when none fits and `OverBudget` when none can be paid.
     """
@@ -236,9 +265,9 @@ def make_plan(load: Load, offers: Iterable[Offer], wanted: Requirements, *, cap_
     if not fitting:
         raise NoOffer(_nothing_fits(seen, left_out), hint="loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions")
     fitting.sort(key=lambda c: (c.estimate.usd["p50"], c.estimate.seconds.p50, c.offer.id))
-    payable = [c for c in fitting if worst_usd(c, wanted.disk_gib) <= cap_usd]
+    payable = [c for c in fitting if spent_usd + worst_usd(c, wanted.disk_gib) <= cap_usd]
     if not payable:
-        raise _too_dear(fitting, cap_usd, wanted.disk_gib)
+        raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd)
     return Plan(candidates=tuple(payable), cap_usd=cap_usd, load=load, disk_gib=wanted.disk_gib, seen=seen, left_out=left_out)
 
 
@@ -254,10 +283,11 @@ def _nothing_fits(seen: int, left_out: Counter[str]) -> str:
     return f"none of {seen} offers fits: {reasons}"
 
 
-def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int) -> OverBudget:
+def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_usd: Decimal) -> OverBudget:
     nearest = min(fitting, key=lambda c: worst_usd(c, disk))
-    needed = worst_usd(nearest, disk).quantize(Decimal("0.01"), rounding="ROUND_UP")
+    needed = rounded_up(spent_usd + worst_usd(nearest, disk))
     return OverBudget(
-        f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}: the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)",
+        f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}: the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)"
+        + (f", of which ${rounded_up(spent_usd)} is spent" if spent_usd else ""),
         hint=f"set budget.max_usd to {needed} or more, or lower steps",
     )

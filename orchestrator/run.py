@@ -61,7 +61,8 @@ def attach(folder: RunFolder, tools: Tools) -> dict[str, Any]:
             folder.forget_stop()
             return account(folder, tools)
         order = read_order(folder)
-        return go_on(begin(order, folder, ledger, tools, lambda: market(order, tools).candidates))
+        trip = begin(order, folder, ledger, tools, lambda: market(order, tools, spent_usd=trip.spent_usd()).candidates)
+        return go_on(trip)
 
 
 def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -> dict[str, Any]:
@@ -235,7 +236,8 @@ def _billed(folder: RunFolder, tools: Tools) -> Decimal | None:
 
 def market(order: Order, tools: Tools, *, spent_usd: Decimal = Decimal(0)) -> Plan:
     """What could be rented for this order now."""
-    return make_plan(order.load, offers(order.providers, order.requirements, tools), order.requirements, cap_usd=order.cap_usd - spent_usd)
+    found = offers(order.providers, order.requirements, tools)
+    return make_plan(order.load, found, order.requirements, cap_usd=order.cap_usd, spent_usd=spent_usd)
 
 
 def offers(names: Iterable[str], wanted: Requirements, tools: Tools) -> list[Offer]:
