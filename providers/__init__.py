@@ -8,6 +8,7 @@ from typing import cast
 from .base import Provider
 
 PROVIDERS = {
+    "runpod": "providers.runpod:RunPod",
     "sandbox": "providers.sandbox.provider:Sandbox",
 }
 """The word in `machine.providers` -> where its class is. Add a line for a new file; a test compares the two."""

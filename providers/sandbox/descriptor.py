@@ -27,8 +27,9 @@ class Descriptor:
 
     def document(self) -> dict[str, object]:
         """What `lorry sandbox --json` prints."""
-        document = asdict(self)
-        return document | document.pop("faces")
+        document: dict[str, object] = asdict(self)
+        del document["faces"]
+        return document | dict(self.faces)
 
 
 def write_descriptor(folder: Path, descriptor: Descriptor) -> None:
