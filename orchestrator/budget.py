@@ -71,7 +71,7 @@ def lifetime_s(
     """
     left = cap_usd - spent - traffic_usd(prices, 0, download_bytes)
     rate = prices.usd_per_hour(disk_gib)
-    by_money = float(left / rate) * 3600 if rate > 0 else float("inf")
+    by_money = float(left / rate) * 3600 if rate > 0 else float("inf") if left >= 0 else 0.0
     by_time = max_hours * 3600 - used_s if max_hours is not None else float("inf")
     return min(by_money, by_time, MOST_HOURS * 3600) - WAY_OUT_S
 

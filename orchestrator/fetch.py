@@ -20,13 +20,14 @@ from .crashpoints import crashpoint
 from .errors import IntegrityError
 from .home import RunFolder
 from .ledger import sync_folder
+from .shell import CommandFailed, CutShort, Shell, on_this_computer
 from .ship import hash_file
-from .shell import CommandFailed, Shell
 
 MOST_BYTES = 4 * 1024**3
 """No adapter, checkpoint or sample of ours is larger."""
 PART = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 SUFFIXES = {"adapter": {".safetensors"}, "checkpoint": {".safetensors"}, "sample": {".png"}}
+FOLDERS = {"checkpoints", "samples"}
 TRIES = 3
 
 
@@ -45,7 +46,7 @@ def home_path(folder: RunFolder, committed: Committed) -> Path:
     """
     parts = committed.path.split("/")
     proper = (
-        4 <= len(parts) <= 5
+        (len(parts) == 4 or (len(parts) == 5 and parts[3] in FOLDERS))
         and parts[0] == "jobs"
         and parts[1] == committed.job
         and parts[2] == "out"
@@ -74,11 +75,15 @@ def fetch(
     """
     final = home_path(folder, committed)
     staging = folder.path / "staging"
-    staging.mkdir(mode=0o700, exist_ok=True)
+    with on_this_computer(staging):
+        staging.mkdir(mode=0o700, exist_ok=True)
     part = staging / f"{committed.sha256}.part"
     for _ in range(TRIES):
         try:
             shell.fetch(f"{base}/{committed.path}", part, size=committed.size, moved=moved)
+        except CutShort:
+            part.unlink(missing_ok=True)
+            continue
         except CommandFailed:
             part.unlink(missing_ok=True)
             return None
@@ -92,11 +97,12 @@ def fetch(
 
 
 def _move_in(part: Path, final: Path) -> None:
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part.replace(final)
-    sync_folder(final.parent)
+    with on_this_computer(final):
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        final.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(final)
+        sync_folder(final.parent)
 
 
 def look_into(path: Path, committed: Committed) -> None:

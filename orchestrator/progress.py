@@ -13,8 +13,15 @@ from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Start
 
 JobStateName = Literal["queued", "running", "done", "stopped", "failed"]
 
+BIGGEST = 1e12
+"""Steps, seconds and losses beyond it come from no training of ours."""
 CURVE_POINTS = 600
 """Loss points kept for drawing; beyond that every second one is dropped and the spacing doubles."""
+
+
+def _makes_sense(event: AnyEvent) -> bool:
+    numbers = [getattr(event, name, 0) for name in ("at_s", "step", "steps", "images", "epochs", "samples_per_s", "trainable")]
+    return all(0 <= number <= BIGGEST for number in numbers)
 
 
 @dataclass(slots=True)
@@ -27,6 +34,7 @@ class Curve:
 
     def add(self, step: int, value: float) -> None:
         """Take a point; older detail is thinned so that the curve stays small."""
+        value = min(max(value, -BIGGEST), BIGGEST)  # sums and differences of what is drawn stay numbers
         if self.points and step <= self.points[-1][0]:
             self.points = [p for p in self.points if p[0] < step]  # a resumed job goes back a little
         self._seen += 1
@@ -106,7 +114,9 @@ class Progress:
         self.status: Status | None = None
 
     def take(self, event: AnyEvent) -> None:
-        """Fold one event in. Jobs that we did not send are ignored."""
+        """Fold one event in. Jobs that we did not send are ignored, and so is what no training can tell."""
+        if not _makes_sense(event):
+            return
         if isinstance(event, Warned):
             self.warnings.append(f"{event.job}: {event.message}" if event.job else event.message)
         job = self.jobs.get(event.job)

@@ -15,7 +15,7 @@ from providers.errors import ProviderError
 
 from . import commands
 from .crashpoints import crashpoint
-from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, TrainingFailed, UsageError, outcome_of
+from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, ResultsIncomplete, TrainingFailed, UsageError, outcome_of
 from .home import Busy, RunFolder
 from .lease import PATIENCE_S, destroy
 from .ledger import Ledger
@@ -188,6 +188,10 @@ def judge(trip: Trip, reason: str) -> None:
         )
     if reason == "stopped":
         raise Interrupted("stopped as asked; the newest checkpoints are at home", hint=f"go on with: lorry resume {trip.order.run}")
+    raise ResultsIncomplete(  # the machine's word is not enough: a job is done when its adapter is at home
+        f"the machine says that it is done, but no finished adapter came of: {', '.join(trip.todo())}",
+        hint=f"look at lorry logs {trip.order.run}; go on with: lorry resume {trip.order.run}",
+    )
 
 
 class OverCap(LorryError):

@@ -179,7 +179,7 @@ class Shell:
             return target.stat().st_size if target.exists() else 0
 
         def once() -> None:
-            with _here(target):
+            with on_this_computer(target):
                 if have() > size:
                     target.unlink()
                 target.touch()
@@ -192,7 +192,7 @@ class Shell:
 
     def put(self, source: Path, path: str, *, moved: Callable[[int], None] = lambda _: None) -> None:
         """Send a file, going on from a part that is there; the last name appears only when it is whole."""
-        with _here(source):
+        with on_this_computer(source):
             size = source.stat().st_size
         begun_at = 0
 
@@ -323,7 +323,7 @@ class Shell:
             chunk = file.read(min(PACKET_BYTES, left))
             if not chunk:
                 raise CutShort(f"a file on the machine ends {left} bytes early")
-            with _here(target):
+            with on_this_computer(target):
                 out.write(chunk)
                 out.flush()
             left -= len(chunk)
@@ -409,7 +409,7 @@ def _link_errors() -> tuple[type[BaseException], ...]:
 
 
 @contextlib.contextmanager
-def _here(path: Path) -> Iterator[None]:
+def on_this_computer(path: Path) -> Iterator[None]:
     """Trouble with a file on this computer must not be taken for the machine's."""
     try:
         yield
@@ -420,12 +420,12 @@ def _here(path: Path) -> Iterator[None]:
 
 
 def _chunks(source: Path, start: int) -> Iterator[bytes]:
-    with _here(source):
+    with on_this_computer(source):
         file = source.open("rb")
     with file:
         file.seek(start)
         while True:
-            with _here(source):
+            with on_this_computer(source):
                 chunk = file.read(CHUNK_BYTES)
             if not chunk:
                 return

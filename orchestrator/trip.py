@@ -53,6 +53,8 @@ class Trip:
     detail: str = ""
     transfer: tuple[int, int] | None = None
     """Bytes moved and bytes in all, while something is being moved."""
+    heard: set[int] = field(default_factory=set)
+    """Attempts whose events at home are in `progress` already."""
     _told: float = field(default=float("-inf"))
 
     @property

@@ -6,6 +6,7 @@ knows of the past is in the run's folder: the events file, byte for byte, and th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,15 +15,19 @@ from pydantic import ValidationError
 from trainer.protocol import Committed, EventReader, Session, Status
 
 from . import commands
+from .budget import WAY_OUT_S
 from .crashpoints import crashpoint
-from .errors import Interrupted, MachineFailed, OverBudget, ResultsIncomplete
+from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
 from .fetch import Arrived, fetch, is_home
 from .lifecycle import Phase, Signal
 from .progress import Progress
 from .rent import Machine
+from .shell import LocalTrouble
 from .trip import Trip
 
 POLL_S = 1.0
+EVENTS_MOST_BYTES = 512 * 1024 * 1024
+"""A million steps tell a fifth of it."""
 STATUS_MOST_BYTES = 1024 * 1024
 EVENTS_AT_ONCE = 1024 * 1024
 SILENT_S = 10.0
@@ -31,6 +36,9 @@ MUTE_S = 180.0
 """One that lives and tells nothing for so long (its disk is full, its folder is gone) will not come to itself."""
 STOP_PATIENCE_S = 300.0
 """An orderly stop takes a step and a save; after this the machine is given back with what is at home."""
+OVERRUN_S = WAY_OUT_S / 2
+"""A supervisor ends a session at its lifetime, give or take a step and a save; the rest of the way out is for the pull."""
+LOCAL_PAUSE_S = 20.0
 STARTS = 3
 SHORTEST_LIFE_S = 30.0
 ROLE_ORDER = {"adapter": 0, "checkpoint": 1, "sample": 2}
@@ -49,8 +57,10 @@ class Feed:
         """Take in what earlier processes fetched; a torn tail is cut, its bytes come again."""
         if self._home.exists():
             whole = self._home.read_bytes()
-            self._home.write_bytes(whole := whole[: whole.rfind(b"\n") + 1])
-            self._take(whole)
+            os.truncate(self._home, whole.rfind(b"\n") + 1)
+            if self._machine.number not in self._trip.heard:
+                self._take(whole[: whole.rfind(b"\n") + 1])
+        self._trip.heard.add(self._machine.number)
 
     def read_on(self) -> bool:
         """Fetch what was added; True when something was."""
@@ -58,6 +68,8 @@ class Feed:
         data = self._machine.shell.read(f"{self._trip.order.root}/events.jsonl", offset=have, most=EVENTS_AT_ONCE)
         if not data:
             return False
+        if have + len(data) > EVENTS_MOST_BYTES:
+            raise IntegrityError(f"the machine tells of more than {EVENTS_MOST_BYTES} bytes of events; no training does")
         with self._home.open("ab") as file:
             file.write(data)
         crashpoint("events-taken")
@@ -118,12 +130,22 @@ def start(trip: Trip, machine: Machine, python: str) -> bool:
         document = Session(run=trip.order.run, jobs=tuple(trip.todo()), lifetime_s=lifetime)
         machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
         crashpoint("session-sent")
-    raw = machine.shell.read(session) or b""
+    there = _session_there(trip, machine, session)
     answer = machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
     is_new = b'"pid"' in answer and b'"running"' not in answer
     if is_new or trip.book().attempts[machine.number].phase is Phase.SHIPPING:
-        trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=Session.model_validate_json(raw).lifetime_s, python=python)
+        trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=there.lifetime_s, python=python)
     return is_new
+
+
+def _session_there(trip: Trip, machine: Machine, path: str) -> Session:
+    try:
+        session = Session.model_validate_json(machine.shell.read(path) or b"")
+    except ValidationError as err:
+        raise IntegrityError("the machine's session file is not the one that was sent") from err
+    if session.run != trip.order.run:
+        raise IntegrityError(f"the machine's session file is of another run: {session.run}")
+    return session
 
 
 def watch(trip: Trip, machine: Machine, python: str) -> str:
@@ -144,6 +166,10 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
             if status.state == "ended" and not moved:
                 trip.ledger.record(Signal.ENDED, attempt=machine.number, reason=status.reason)
                 return status.reason
+        if _overdue(trip, machine):
+            trip.say("the machine trains on beyond the cap's end; what is there is fetched and it is given back")
+            trip.ledger.record(Signal.ENDED, attempt=machine.number, reason="deadline")
+            return "deadline"
         moved = puller.fetch_next() or moved
         now = trip.clock.monotonic_s()
         if trip.stop_wanted and asked_at is None:
@@ -159,19 +185,41 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
             trip.clock.sleep(POLL_S)
 
 
+def _overdue(trip: Trip, machine: Machine) -> bool:
+    """Whether a session that should have ended by itself has not: a machine's word does not move the cap."""
+    attempt = trip.book().attempts[machine.number]
+    if attempt.started_at is None:
+        return False
+    return (trip.clock.now() - attempt.started_at).total_seconds() > attempt.lifetime_s + OVERRUN_S
+
+
 def pull(trip: Trip, machine: Machine) -> None:
-    """Bring home all that was committed and is not here yet. Raises `ResultsIncomplete` when a finished adapter is missing."""
+    """Bring home all that was committed and is not here yet.
+
+    Where this computer cannot take it (disk full), waits for as long as the cap allows. Raises `ResultsIncomplete`
+    when a finished adapter, or the newest checkpoint of an unfinished job, is missing.
+    """
     trip.enter("pull", "")
     feed, puller = Feed(trip, machine), Puller(trip, machine)
     feed.catch_up()
     while feed.read_on():
         pass
-    while puller.fetch_next():
+    while puller.fetch_next() or (puller.trouble and not trip.stop_wanted and trip.lifetime_s(machine.lease) > 0):
         trip.check_urgent()
-    missing = [c.path for c in trip.progress.committed.values() if c.final and not is_home(trip.folder, c)]
+        if puller.trouble:
+            trip.pulse(puller.trouble)
+            trip.clock.sleep(POLL_S)
+    missing = [c.path for c in _dear(trip) if not is_home(trip.folder, c)]
     trip.ledger.record(Signal.PULLED, attempt=machine.number, missing=missing)
     if missing:
         raise ResultsIncomplete(f"did not come home: {', '.join(missing)}")
+
+
+def _dear(trip: Trip) -> list[Committed]:
+    """What must be at home before a machine goes."""
+    files = trip.progress.committed.values()
+    checkpoints = [[c for c in files if c.job == name and c.role == "checkpoint"] for name in trip.todo()]
+    return [c for c in files if c.final] + [max(found, key=lambda c: c.step) for found in checkpoints if found]
 
 
 class Puller:
@@ -182,15 +230,29 @@ class Puller:
         self._machine = machine
         self._settled: set[tuple[str, str]] = set()
         """(path, sha256) of what is at home or no longer there to be fetched."""
+        self.trouble = ""
+        """Why this computer cannot take what is waiting; empty while it can."""
+        self._not_before = 0.0
 
     def fetch_next(self) -> bool:
-        """Fetch one file; False when nothing is waiting."""
+        """Fetch one file; False when nothing is waiting, or this computer could not take it a moment ago."""
+        if self._trip.clock.monotonic_s() < self._not_before:
+            return False
         waiting = [c for c in self._trip.progress.committed.values() if (c.path, c.sha256) not in self._settled]
         for committed in sorted(waiting, key=lambda c: (not c.final, ROLE_ORDER[c.role], -c.step, c.path)):
             self._settled.add((committed.path, committed.sha256))
             if is_home(self._trip.folder, committed):
                 continue
-            self._fetch(committed)
+            try:
+                self._fetch(committed)
+            except LocalTrouble as err:
+                self._settled.discard((committed.path, committed.sha256))
+                self._not_before = self._trip.clock.monotonic_s() + LOCAL_PAUSE_S
+                if not self.trouble:
+                    self._trip.say(f"{err}; {err.hint}: the machine waits with what it has")
+                self.trouble = str(err)
+                return False
+            self.trouble = ""
             return True
         return False
 
@@ -205,9 +267,11 @@ class Puller:
             self._trip.moved(done, committed.size)
 
         before = self._machine.shell.downloaded
-        arrived = fetch(self._machine.shell, self._trip.order.root, self._trip.folder, committed, moved=moved)
-        self._trip.transfer = None
-        self._trip.ledger.record("moved", attempt=self._machine.number, downloaded=self._machine.shell.downloaded - before)
+        try:
+            arrived = fetch(self._machine.shell, self._trip.order.root, self._trip.folder, committed, moved=moved)
+        finally:  # what came is paid for, whatever it was
+            self._trip.transfer = None
+            self._trip.ledger.record("moved", attempt=self._machine.number, downloaded=self._machine.shell.downloaded - before)
         if arrived is not None:
             self._came_home(arrived)
 

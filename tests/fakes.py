@@ -5,15 +5,21 @@ The cloud keeps a billing log that the code under test never sees: checkers read
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+from orchestrator.home import RunFolder
+from orchestrator.order import Order, write_order
+from orchestrator.plan import Load, Work
+from orchestrator.shell import CommandFailed, Completed, CutShort, on_this_computer
 from orchestrator.view import Snapshot
 from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
 from providers.errors import AuthError, NoCapacity, RateLimited, Refused, Unavailable
+from trainer.protocol import JobSpec
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 PRICES = Prices(
@@ -215,6 +221,82 @@ class SilentView:
 
     def close(self) -> None:
         self.closed = True
+
+
+def an_order(folder: RunFolder, jobs: Sequence[str] = ("lisa",), **fields: object) -> Order:
+    """A small order, written into the run's folder as a run does."""
+    work = Work(
+        name="lisa", steps=100, images=4, batch_size=1, gradient_accumulation=1, resolution=512, rank=4,
+        gradient_checkpointing=False, saves=1, samples=0, dataset_bytes=1000,
+    )  # fmt: skip
+    values: dict[str, object] = {
+        "run": folder.id,
+        "providers": ("fake",),
+        "requirements": Requirements(disk_gib=40, gpus=frozenset({"RTX 4090"}), max_usd_per_hour=Decimal("0.8")),
+        "cap_usd": Decimal("5.00"),
+        "max_hours": None,
+        "image": "img",
+        "boot_timeout_s": 600.0,
+        "jobs": tuple(JobSpec(name=n, family="sd15", base="b", dataset=f"jobs/{n}/data", output=f"jobs/{n}/out") for n in jobs),
+        "items": (),
+        "load": Load(jobs=(work,), upload_bytes=10**6, hub_bytes=0.0, base_scale=1.0, download_bytes=10**6),
+    }
+    order = Order(**(values | fields))  # type: ignore[arg-type]
+    write_order(folder, order)
+    return order
+
+
+class FakeShell:
+    """A machine's files in memory, and what its commands do, by script."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.files: dict[str, bytes] = {}
+        self.commands: list[list[str]] = []
+        self.on_command: Callable[[list[str]], bytes] = lambda _: b""
+        self.before_read: Callable[[str], None] = lambda _: None
+        self.fetched: list[str] = []
+        self.uploaded = self.downloaded = 0
+
+    def read(self, path: str, *, offset: int = 0, most: int = 2**23) -> bytes | None:
+        self.before_read(path)
+        data = self.files.get(path)
+        return None if data is None else data[offset : offset + most]
+
+    def size(self, path: str) -> int | None:
+        return len(self.files[path]) if path in self.files else None
+
+    def check(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> bytes:
+        self.commands.append(list(argv))
+        if stdin:
+            self.files[argv[-1]] = stdin
+        return self.on_command(list(argv))
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_s: float = 60.0) -> Completed:
+        return Completed(0, self.check(argv, stdin=stdin), b"")
+
+    def fetch(self, path: str, target: Path, *, size: int, moved: Callable[[int], None] = lambda _: None) -> None:
+        self.fetched.append(path)
+        if path not in self.files:
+            raise CommandFailed(f"could not fetch {path} on the machine: No such file")
+        with on_this_computer(target):
+            target.write_bytes(self.files[path][:size])
+        if len(self.files[path]) < size:
+            raise CutShort("a file on the machine ends early")
+        self.downloaded += size
+        moved(size)
+
+    def close(self) -> None:
+        pass
+
+
+def safetensors(step: int = 0) -> bytes:
+    """A file that parses: one tensor of two numbers."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    return len(header).to_bytes(8, "little") + header + step.to_bytes(8, "little")
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"not much of a picture"
 
 
 def down() -> Unavailable:

@@ -40,7 +40,7 @@ def ranked(*offers: Offer, cap: Decimal = LOTS, **fields: object) -> list[str]:
 
 
 def test_a_dearer_hour_that_makes_a_cheaper_run_comes_first():
-    slow = offer("slow", gpu_name="Tesla T4", vram_gib=16.0, prices=prices("0.20"))
+    slow = offer("slow", gpu_name="Tesla T4", vram_gib=16.0, prices=prices("0.30"))
     fast = offer("fast", gpu_name="RTX 4090", prices=prices("0.40"))
     heavy = replace(LOAD, jobs=(replace(WORK, resolution=768, batch_size=4),))
     assert slow.prices.gpu_usd_per_hour < fast.prices.gpu_usd_per_hour
