@@ -34,17 +34,20 @@ from .clock import SandboxClock
 from .descriptor import Descriptor, read_descriptor, write_descriptor
 from .faces import Face, Reply, Request
 from .faults import Fault, Faults
+from .happenings import Happening, happen
 from .machine import write_whole
 from .machines import HostError, RealMachines, login_user, needs_private_run
 from .market import AccountRecord, BootTimes, Market, MarketError, State
 from .plain import Plain
 from .processes import ProcessId, identify
+from .vast_face import VastFace
 
 TICK_S = 0.5
 BODY_MAX = 4 * 2**20
 
 _STATE = TypeAdapter(State)
 _SCRIPT = TypeAdapter(list[Fault])
+_HAPPENINGS = TypeAdapter(list[Happening])
 
 
 class Server:
@@ -173,8 +176,8 @@ class Server:
         if request.path == "/health":
             document = {"service": "lorry sandbox", "now": self.clock.now().isoformat(), "speed": self.clock.speed}
             return "health", Fault(endpoint="health"), Reply.json(document)
-        if request.path == "/sandbox/faults":
-            return "faults", Fault(endpoint="faults"), self._admin(request)
+        if request.path in ("/sandbox/faults", "/sandbox/happenings"):
+            return "admin", Fault(endpoint="admin"), self._admin(request)
         for face in self.faces:
             if found := face.route(request.method, request.path):
                 name, action = found
@@ -221,10 +224,19 @@ class Server:
             return Reply.json({"error": {"code": "bad_key", "message": "the fault script needs the admin key"}}, status=401)
         if request.method == "PUT":
             try:
-                self.faults.set(_SCRIPT.validate_json(request.body))
-            except ValidationError as error:
+                if request.path == "/sandbox/faults":
+                    self.faults.set(_SCRIPT.validate_json(request.body))
+                else:
+                    self.happen(*_HAPPENINGS.validate_json(request.body))
+            except (ValidationError, MarketError) as error:
                 return Reply.json({"error": {"code": "invalid_request", "message": str(error)}}, status=422)
         return Reply.json({"calls": self.faults.calls()})
+
+    def happen(self, *happenings: Happening) -> None:
+        """What nobody asked for."""
+        with self.lock:
+            for happening in happenings:
+                happen(self.market, happening)
 
     def log(self, method: str, path: str, endpoint: str, status: int | None) -> None:
         entry = {"at": self.clock.now().isoformat(), "method": method, "path": path, "endpoint": endpoint, "status": status}
@@ -234,7 +246,7 @@ class Server:
 
 def every_face() -> tuple[Face, ...]:
     """The tongues that a practice cloud speaks."""
-    return (Plain(),)
+    return (Plain(), VastFace())
 
 
 def _hold(folder: Path) -> IO[bytes]:

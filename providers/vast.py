@@ -1,0 +1,577 @@
+"""Vast.ai: a marketplace of other people's machines. Prices go by the second; the disk bills from creation to destruction.
+
+Written to the public contract and tried against the practice cloud, which the official client accepts as Vast; NEVER TRIED LIVE.
+
+Units. Vast says GB and does not say which. We take 10^9 bytes and ask for as many as hold our GiB: should it mean 2^30, we rent 7 %
+more disk than needed, at the price that we stated. Disk: $/GB/month -> $/GiB/h is x 1.073741824 / 720, as Vast's own example has it.
+Traffic: $/GB -> $/GiB is x 1.073741824. Network speeds are Mbit/s already. VRAM is MiB, a little below the nominal size.
+
+Environment: VAST_API_KEY, else the official client's own file; LORRY_VAST_URL for another address.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_UP, Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+
+from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
+from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
+from .http import Answer, CloudHTTP
+
+URL = "https://console.vast.ai"
+GB_PER_GIB = Decimal(2**30) / 10**9
+HOURS_PER_MONTH = 720
+MIN_DISK_GB = 8
+ONSTART_MAX = 4096
+MIN_CUDA = 12.8  # of the default image; drivers older than that refuse it
+MIN_DURATION_S = 24 * 3600  # a contract cannot outlive its host's end date
+ROWS = 64  # a search returns no more, whatever is asked
+SEARCH_PAGES = 10  # searches are limited to 10 a minute; 640 cheapest offers are enough to choose from
+PAGE_LIMIT = 400  # pages of instances; a token that never ends is not an answer
+BID_MARGIN = Decimal("1.05")  # a bid at the very floor is outbid by the next one
+PORTS_PATIENCE_S = 20.0  # `running` comes before the direct port does; after so long we take the proxy
+
+INTERVALS_S = {"create": 4.5, "show": 2.0, "list": 1.0, "destroy": 3.0, "charges": 1.0, "ssh": 1.0}
+"""Vast's documented minimum between two calls of one kind. Each kind has its own clock, so nothing ever delays a destroy but a destroy."""
+
+STATUSES = {
+    "created": InstanceStatus.PENDING,
+    "loading": InstanceStatus.PENDING,
+    "rebooting": InstanceStatus.PENDING,
+    "scheduling": InstanceStatus.PENDING,
+    "running": InstanceStatus.RUNNING,
+    "exited": InstanceStatus.STOPPED,
+    "stopped": InstanceStatus.STOPPED,
+}
+"""`offline`, `frozen` and `unknown` are not in it: such a machine may come back and bill."""
+DEAD_ON_ARRIVAL = re.compile(r"OCI runtime create failed|manifest unknown|pull access denied|Error response from daemon", re.IGNORECASE)
+
+REFUSALS: Mapping[str, type[ProviderError]] = {
+    "no_such_ask": NoCapacity,
+    "invalid_price": NoCapacity,  # the market moved between search and bid
+    "insufficient_credit": Refused,
+    "spend_rate_limit": Refused,
+    "invalid_args": Refused,
+}
+"""Errors of a create that are certain to have rented nothing, as long as no `new_contract` stands beside them."""
+OFFER_GONE = re.compile(r"no_such_ask|not available|no longer available|not your own", re.IGNORECASE)
+ABSENT = frozenset({"no_such_instance", "not_found"})
+READABLE = frozenset({200, 400, 402, 403, 404, 409, 410, 422})
+"""Statuses whose body decides: Vast answers a wrong key with 401, 403 or 404."""
+
+
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+T = TypeVar("T")
+Loose = Annotated[T | None, WrapValidator(_or_none)]
+"""A field that we can do without: None where it cannot be read."""
+Money = Annotated[Decimal, Field(ge=0, le=1000, allow_inf_nan=False)]
+
+
+class _Model(BaseModel):
+    """New fields are ignored; numbers may come as text; NaN is no number."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class _Rates(_Model):
+    dph_base: Annotated[Decimal, Field(gt=0, le=1000)]
+    storage_cost: Annotated[Decimal, Field(ge=0, le=10)]
+    inet_up_cost: Annotated[Decimal, Field(ge=0, le=10)]
+    inet_down_cost: Annotated[Decimal, Field(ge=0, le=10)]
+
+
+class _Offer(_Rates):
+    """An offer that lacks a price, a size or an id is dropped: what is not stated may cost."""
+
+    id: Annotated[int, Field(gt=0)]
+    machine_id: Annotated[int, Field(gt=0)]
+    gpu_name: Annotated[str, Field(min_length=1, max_length=64)]
+    num_gpus: Annotated[int, Field(ge=1, le=64)]
+    gpu_ram: Annotated[float, Field(ge=1000, le=2_000_000)]
+    disk_space: Annotated[float, Field(ge=0, le=1_000_000)]
+    dph_total: Annotated[Decimal, Field(gt=0, le=2000)]
+    min_bid: Money | None = None
+    inet_down: Annotated[float, Field(ge=0)] | None = None
+    inet_up: Annotated[float, Field(ge=0)] | None = None
+    reliability: Annotated[float, Field(ge=0, le=1)] | None = Field(None, validation_alias=AliasChoices("reliability2", "reliability"))
+    verification: Loose[str] = None
+    geolocation: Loose[str] = None
+    cpu_arch: Loose[str] = None
+    gpu_arch: Loose[str] = None
+    hosting_type: Loose[int] = None
+    cuda_max_good: Loose[float] = None
+    end_date: Loose[float] = None
+
+
+class _Port(_Model):
+    HostPort: Annotated[int, Field(gt=0, lt=65536)]
+
+
+class _Row(_Model):
+    """An instance. Only what says whose it is and whether it bills must be there; the rest is read field by field."""
+
+    id: Annotated[int, Field(gt=0)]
+    label: str | None
+    actual_status: str | None
+    intended_status: Loose[str] = None
+    cur_state: Loose[str] = None
+    next_state: Loose[str] = None
+    status_msg: Loose[str] = None
+    gpu_name: Loose[str] = None
+    machine_id: Loose[int] = None
+    disk_space: Loose[Annotated[float, Field(ge=0, le=1e6)]] = None
+    start_date: Loose[Annotated[float, Field(gt=0, le=1e11)]] = None
+    end_date: Loose[float] = None
+    public_ipaddr: Loose[str] = None
+    ports: Loose[dict[str, list[_Port] | None]] = None
+    direct_port_count: Loose[int] = None
+    ssh_host: Loose[str] = None
+    ssh_port: Loose[Annotated[int, Field(gt=0, lt=65535)]] = None
+    image_runtype: Loose[str] = None
+    ssh_user: str = "root"
+    """Only the practice cloud says it, whose machines cannot all be root."""
+
+
+class _Page(_Model):
+    success: bool
+    total_instances: int
+    next_token: str | None = None
+    instances: list[dict[str, Any]]
+
+
+class _User(_Model):
+    id: int
+    email: str | None = None
+    credit: Annotated[Decimal, Field(allow_inf_nan=False)] | None = None
+
+
+class _Item(_Model):
+    amount: Decimal
+
+
+class _Charge(_Model):
+    source: str
+    amount: Decimal
+    items: list[_Item] = []
+
+
+class _Charges(_Model):
+    success: bool
+    next_token: str | None = None
+    results: list[_Charge]
+
+
+M = TypeVar("M", bound=_Model)
+
+
+class Vast:
+    """Vast.ai."""
+
+    name = "vast"
+    console_url = "https://cloud.vast.ai/instances/"
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        url: str = URL,
+        page_size: int = 25,
+        intervals_s: Mapping[str, float] = INTERVALS_S,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`intervals_s`: how far apart calls of one kind are kept; a limit that is run into costs a penalty on top."""
+        self._key, self._url, self._page_size, self._now = key, url, page_size, now
+        self._intervals_s, self._monotonic_s, self._sleep = intervals_s, monotonic_s, sleep
+        self._called_at: dict[str, float] = {}
+        self._portless_since: dict[int, float] = {}
+
+    @classmethod
+    def from_env(cls) -> Vast:
+        return cls(_key_from(os.environ), url=os.environ.get("LORRY_VAST_URL") or URL)
+
+    def __repr__(self) -> str:
+        return f"Vast(url={self._url!r})"
+
+    def offers(self, requirements: Requirements) -> Sequence[Offer]:
+        kinds = ("on-demand", "bid") if requirements.interruptible else ("on-demand",)
+        return [offer for kind in kinds for offer in self._search(requirements, kind)]
+
+    def launch(self, offer: Offer, spec: LaunchSpec) -> Instance:
+        if len(onstart := onstart_script(spec)) > ONSTART_MAX:
+            raise Refused(f"the start script has {len(onstart)} characters, Vast takes {ONSTART_MAX}", hint="shorten it")
+        disk_gb = max(MIN_DISK_GB, math.ceil(spec.disk_gib * GB_PER_GIB))
+        body = {
+            "client_id": "me",
+            "image": spec.image,
+            "env": dict(spec.env),  # an object: as text it is refused, whatever the documentation says
+            "price": float(offer.prices.gpu_usd_per_hour) if offer.interruptible else None,  # without it a bid offer is rented on demand
+            "disk": disk_gb,
+            "label": spec.label,
+            "onstart": onstart,
+            "runtype": "ssh_direc ssh_proxy",  # sic
+            "cancel_unavail": not offer.interruptible,  # else a busy machine leaves the request waiting, to bill one day
+        }
+        answer = self._ask("create", "PUT", f"/api/v0/asks/{offer.id.partition('/')[0]}/", json=body)
+        ids = _ids(answer.data)
+        if answer.status != 200 or not _dict(answer.data).get("success") or not ids:
+            raise _refused(answer, offer, ids)
+        with suppress(ProviderError):  # sometimes only one of the two ways puts the key there; an error here must not lose the machine
+            self._ask("ssh", "POST", f"/api/v0/instances/{ids[0]}/ssh/", json={"ssh_key": spec.ssh_public_key})
+        return Instance(
+            provider=self.name,
+            id=ids[0],
+            label=spec.label,
+            status=InstanceStatus.PENDING,
+            prices=offer.prices,
+            disk_gib=_gib(disk_gb),
+            gpu_name=offer.gpu_name,
+            provider_data={"machine_id": offer.machine_id},
+        )
+
+    def describe(self, instance_id: str) -> Instance:
+        answer = self._ask("show", "GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
+        if self._absent(answer):
+            return Instance(provider=self.name, id=instance_id, label="", status=InstanceStatus.GONE)
+        instance = self._instance(_dict(answer.data).get("instances"))
+        if instance.id != instance_id:
+            raise UnexpectedResponse(f"asked Vast for instance {instance_id}, it answered with {instance.id}")
+        return instance
+
+    def instances(self) -> Sequence[Instance]:
+        rows: dict[str, Instance] = {}
+        params = {"limit": str(self._page_size), "order_by": '[{"col":"id","dir":"asc"}]'}
+        for _ in range(PAGE_LIMIT):
+            page = _read(_Page, self._ask("list", "GET", "/api/v1/instances/", params=params).data)
+            rows |= {instance.id: instance for instance in map(self._instance, page.instances)}
+            if not page.next_token:
+                break
+            params["after_token"] = page.next_token
+        if not page.success or page.next_token or len(rows) < page.total_instances:
+            raise UnexpectedResponse(f"Vast counts {page.total_instances} instances but listed {len(rows)}")
+        return list(rows.values())
+
+    def terminate(self, instance_id: str) -> None:
+        answer = self._ask("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", json={})
+        if not self._absent(answer) and _dict(answer.data).get("success") is not True:
+            raise _odd(answer, f"destroy instance {instance_id}")
+
+    def account(self) -> Account:
+        answer = self._ask("user", "GET", "/api/v0/users/current/")
+        if answer.status != 200:
+            raise _odd(answer, "who we are")
+        user = _read(_User, answer.data)
+        return Account(name=user.email or str(user.id), balance_usd=user.credit)  # `balance` is another thing, and 0
+
+    def billed_usd(self, instance_id: str) -> Decimal | None:
+        """By Vast's own charges, whose amounts are rounded to a tenth of a cent."""
+        day = {"gte": int((self._now() - timedelta(days=60)).timestamp()), "lte": int((self._now() + timedelta(days=1)).timestamp())}
+        params = {"select_filters": json.dumps({"day": day, "type": {"in": ["instance"]}}), "format": "table", "limit": "100"}
+        found: list[_Charge] = []
+        for _ in range(PAGE_LIMIT):
+            answer = self._ask("charges", "GET", "/api/v0/charges/", params=params)
+            page = _read(_Charges, answer.data)
+            found += [charge for charge in page.results if charge.source == f"instance-{instance_id}"]
+            if not page.next_token:
+                return sum((_charged(charge) for charge in found), Decimal(0)) if found else None
+            params["after_token"] = page.next_token
+        raise UnexpectedResponse(f"Vast's charges do not end after {PAGE_LIMIT} pages")
+
+    @cached_property
+    def _http(self) -> CloudHTTP:
+        hint = "put a key of console.vast.ai/manage-keys into VAST_API_KEY"
+        return CloudHTTP(self._url, cloud="Vast", key=self._key, key_hint=hint, ids_in=_ids)
+
+    def _ask(self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, json: object | None = None) -> Answer:
+        """One call, in its turn; the answers that say nothing of its effect, and those about key and limits, are errors for every kind."""
+        if (wait_s := self._called_at.get(kind, -math.inf) + self._intervals_s.get(kind, 0.0) - self._monotonic_s()) > 0:
+            self._sleep(wait_s)
+        try:
+            answer = self._http.call(method, path, params=params, json=json, expect=READABLE)
+        except RateLimited as error:
+            raise _limited(error) from None
+        finally:
+            self._called_at[kind] = self._monotonic_s()
+        code, message = _said(answer.data)
+        if code == "auth_error" or (answer.status == 403 and not code):
+            raise AuthError(
+                self._http.redact(f"Vast answered {method} {path} with {answer.status}: {message or 'forbidden'}"),
+                hint="check VAST_API_KEY at console.vast.ai/manage-keys",
+            )
+        if code == "rate_limit_exceeded":
+            raise _limited(RateLimited(f"Vast: {message}"))
+        return answer
+
+    def _absent(self, answer: Answer) -> bool:
+        """Whether Vast itself says that there is no such instance, to a key that is good at this moment.
+
+        A destroyed one is `{"instances": null}`; one that never was, or was somebody else's, a 404. Any other 404 says nothing.
+        """
+        if answer.status == 200:
+            return bool(answer.data == {"instances": None})
+        if answer.status != 404 or _said(answer.data)[0] not in ABSENT:
+            raise _odd(answer, "an instance")
+        self.account()  # a session that has expired sees no instance either
+        return True
+
+    def _search(self, wanted: Requirements, kind: str) -> Iterable[Offer]:
+        query = search_body(wanted, kind)
+        found: dict[int, Offer] = {}
+        faults: list[str] = []
+        floor: tuple[str, float] | None = None
+        for page in range(SEARCH_PAGES):
+            body = query | ({"dph_total": {**query.get("dph_total", {}), floor[0]: floor[1]}} if floor else {})
+            try:
+                answer = self._ask("search", "POST", "/api/v0/bundles/", json=body)
+            except RateLimited:
+                if page == 0:
+                    raise
+                break  # the cheapest are known, the rest is dearer
+            rows = _dict(answer.data).get("offers") if answer.status == 200 else None
+            if not isinstance(rows, list):
+                raise _odd(answer, "a search")
+            found |= dict(offers_from(rows, kind, faults))
+            last = _dict(rows[-1]).get("dph_total") if rows else None
+            if len(rows) < ROWS or not isinstance(last, int | float):
+                break
+            floor = ("gte" if floor is None or last > floor[1] else "gt", last)  # gt: one price fills a whole page
+        if faults and not found:
+            raise UnexpectedResponse(f"none of Vast's {len(faults)} offers can be read; the first: {faults[0]}")
+        return found.values()
+
+    def _instance(self, data: object) -> Instance:
+        row = _read(_Row, data)
+        return Instance(
+            provider=self.name,
+            id=str(row.id),
+            label=row.label or "",
+            status=status_of(row),
+            prices=_prices(data),
+            disk_gib=_gib(row.disk_space or 0),
+            ssh=self._endpoint(row),
+            status_text=" ".join((row.status_msg or row.actual_status or "").split()),
+            gpu_name=row.gpu_name or "",
+            created_at=datetime.fromtimestamp(row.start_date, UTC) if row.start_date else None,
+            provider_data={"machine_id": str(row.machine_id), "end_date": row.end_date, "actual_status": row.actual_status},
+        )
+
+    def _endpoint(self, row: _Row) -> SSHEndpoint | None:
+        """Direct where there is a port for it; the proxy is slower but always there."""
+        if row.actual_status != "running":
+            return None
+        port = next((port.HostPort for port in (row.ports or {}).get("22/tcp") or []), None)
+        if port and row.public_ipaddr and row.public_ipaddr.strip():  # it was seen to end in a line break
+            return SSHEndpoint(host=row.public_ipaddr.strip(), port=port, user=row.ssh_user)
+        waited_s = self._monotonic_s() - self._portless_since.setdefault(row.id, self._monotonic_s())
+        if not row.ssh_host or not row.ssh_port or (row.direct_port_count and waited_s < PORTS_PATIENCE_S):
+            return None
+        return SSHEndpoint(host=row.ssh_host, port=row.ssh_port + ("jupyter" in (row.image_runtype or "")), user=row.ssh_user)
+
+
+def search_body(wanted: Requirements, kind: str) -> dict[str, Any]:
+    """The search as Vast wants it. Filters are not always applied, so that the planner checks again; they save rows, which are rationed."""
+    body: dict[str, Any] = {
+        "type": kind,
+        "order": [["dph_total", "asc"]],
+        "limit": ROWS,
+        "allocated_storage": float(max(MIN_DISK_GB, math.ceil(wanted.disk_gib * GB_PER_GIB))),
+        "rentable": {"eq": True},
+        "external": {"eq": False},
+        "num_gpus": {"eq": 1},  # one is what the trainer uses
+        "disk_space": {"gte": math.ceil(wanted.disk_gib * GB_PER_GIB)},
+        "cuda_max_good": {"gte": MIN_CUDA},
+        "duration": {"gte": MIN_DURATION_S},
+    }
+    if wanted.verified_only:
+        body["verified"] = {"eq": True}
+    if wanted.gpus:
+        body["gpu_name"] = {"in": sorted(wanted.gpus)}
+    if wanted.min_vram_gib:
+        body["gpu_ram"] = {"gte": math.floor(wanted.min_vram_gib * 1024 * 0.9)}  # the usable part is up to 10 % below the nominal
+    if wanted.min_reliability:
+        body["reliability2"] = {"gte": wanted.min_reliability}
+    if wanted.max_usd_per_hour is not None:
+        body["dph_total"] = {"lte": float(wanted.max_usd_per_hour)}
+    if wanted.regions:
+        body["geolocation"] = {"in": sorted(wanted.regions)}
+    return body
+
+
+def offers_from(rows: Iterable[object], kind: str, faults: list[str]) -> Iterable[tuple[int, Offer]]:
+    """Vast's rows in our words; those that make no sense are left out, and why goes into `faults`."""
+    for data in rows:
+        try:
+            row = _Offer.model_validate(data)
+        except ValidationError as error:
+            faults.append(_first(error))
+            continue
+        if row.cpu_arch not in (None, "", "amd64", "x86_64") or row.gpu_arch not in (None, "", "nvidia"):
+            continue  # no image of ours runs there
+        prices = _prices_from(row)
+        if kind == "bid":
+            bid = (max(row.min_bid or row.dph_base, Decimal("0.001")) * BID_MARGIN).quantize(Decimal("0.0001"), ROUND_UP)
+            prices = replace(prices, gpu_usd_per_hour=bid)  # the highest bid runs, and pays what it bid
+        place = re.search(r"\b([A-Z]{2})$", row.geolocation or "")
+        yield (
+            row.id,
+            Offer(
+                provider=Vast.name,
+                id=f"{row.id}/bid" if kind == "bid" else str(row.id),  # the same offer can be had both ways
+                machine_id=str(row.machine_id),
+                gpu_name=row.gpu_name,
+                gpu_count=row.num_gpus,
+                vram_gib=_vram_gib(row.gpu_ram),
+                prices=prices,
+                disk_gib=_gib(max(row.disk_space - 1, 0)),  # what we ask for is rounded up
+                down_mbit_s=row.inet_down or 0.0,
+                up_mbit_s=row.inet_up or 0.0,
+                reliability=row.reliability or 0.0,
+                verified=row.verification == "verified",
+                region=place[1] if place else "",
+                interruptible=kind == "bid",
+                provider_data={"datacenter": bool(row.hosting_type), "cuda_max_good": row.cuda_max_good, "end_date": row.end_date},
+            ),
+        )
+
+
+def status_of(row: _Row) -> InstanceStatus:
+    """One word from four fields and a text."""
+    if row.cur_state == row.intended_status == row.next_state == "stopped" and row.actual_status in (None, "", *STATUSES):
+        return InstanceStatus.STOPPED  # outbid, or a bid too low from the start; `actual_status` may lag behind
+    if not row.actual_status:
+        return InstanceStatus.PENDING  # just created
+    status = STATUSES.get(row.actual_status, InstanceStatus.UNKNOWN)
+    if status is InstanceStatus.PENDING and DEAD_ON_ARRIVAL.search(row.status_msg or ""):
+        return InstanceStatus.STOPPED  # it says `created` for ever
+    return status
+
+
+def onstart_script(spec: LaunchSpec) -> str:
+    """What makes logins work, then the caller's own.
+
+    Without the first file every login ends in tmux. Logins do not inherit the container's environment, hence the third line.
+    """
+    return f"""\
+touch ~/.no_auto_tmux
+mkdir -p ~/.ssh && printf '\\n%s\\n' {shlex.quote(spec.ssh_public_key)} >> ~/.ssh/authorized_keys && chmod 700 ~/.ssh && chmod 600 ~/.ssh/*
+{{ export -p; cat ~/.bashrc 2>/dev/null; }} > ~/.bashrc.new; mv ~/.bashrc.new ~/.bashrc
+{spec.onstart}
+"""
+
+
+def _key_from(environment: Mapping[str, str]) -> str:
+    """VAST_API_KEY, else where the official client keeps it; empty when there is none."""
+    if key := environment.get("VAST_API_KEY", "").strip():
+        return key
+    home = Path(environment.get("HOME") or Path.home())
+    for path in (Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "vastai" / "vast_api_key", home / ".vast_api_key"):
+        try:
+            return path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""
+
+
+def _read(model: type[M], data: object) -> M:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UnexpectedResponse(f"Vast's answer is not as agreed: {_first(error)}{': '.join(['', *_said(data)])}"[:500]) from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
+
+
+def _dict(data: object) -> dict[str, Any]:
+    return data if isinstance(data, dict) else {}
+
+
+def _said(data: object) -> tuple[str, str]:
+    """The error's code and words, of the several shapes that errors have."""
+    document = _dict(data)
+    words = next((document[name] for name in ("msg", "message", "detail") if document.get(name)), "")
+    return str(document.get("error") or ""), str(words)
+
+
+def _ids(data: object) -> tuple[str, ...]:
+    """Every instance id in an answer, also an error's: a bid that is too low is refused AND leaves a stopped machine that bills."""
+    values = (_dict(data).get(name) for name in ("new_contract", "instance_id"))
+    return tuple(dict.fromkeys(str(v) for v in values if isinstance(v, int | str) and not isinstance(v, bool) and str(v).strip("0 -")))
+
+
+def _odd(answer: Answer, what: str, ids: tuple[str, ...] = ()) -> UnexpectedResponse:
+    code, words = _said(answer.data)
+    return UnexpectedResponse(f"Vast answered {answer.status} about {what}: {code} {words}".strip()[:500], instance_ids=ids)
+
+
+def _refused(answer: Answer, offer: Offer, ids: tuple[str, ...]) -> ProviderError:
+    """Why a create did not end well; only what certainly rented nothing is told as such."""
+    code, words = _said(answer.data)
+    kind = NoCapacity if code == "invalid_args" and OFFER_GONE.search(words) else REFUSALS.get(code)
+    if ids or kind is None:
+        return _odd(answer, f"offer {offer.id}", ids)
+    hint = "see credit and limits at cloud.vast.ai/billing" if code in ("insufficient_credit", "spend_rate_limit") else ""
+    return kind(f"Vast did not rent offer {offer.id}: {code}: {words}"[:500], hint=hint)
+
+
+def _limited(error: RateLimited) -> ProviderError:
+    """How long to wait, from whatever the answer's words or headers say."""
+    words = str(error)
+    if "spend_rate_limit" in words:
+        return Refused(words, hint="a new account may only spend so fast; wait, or add credit at cloud.vast.ai/billing")
+    said = re.findall(r'(?:threshold=|"retry_after": ?"?)(\d+(?:\.\d+)?)', words)
+    error.retry_after_s = max([error.retry_after_s, *map(float, said)])
+    return error
+
+
+def _prices_from(row: _Rates) -> Prices:
+    return Prices(
+        gpu_usd_per_hour=row.dph_base,
+        disk_usd_per_gib_hour=round(row.storage_cost * GB_PER_GIB / HOURS_PER_MONTH, 12),
+        upload_usd_per_gib=round(row.inet_down_cost * GB_PER_GIB, 9),  # what comes down to the machine is what we send up
+        download_usd_per_gib=round(row.inet_up_cost * GB_PER_GIB, 9),
+    )
+
+
+def _prices(data: object) -> Prices | None:
+    try:
+        return _prices_from(_Rates.model_validate(data))
+    except ValidationError:
+        return None
+
+
+def _charged(charge: _Charge) -> Decimal:
+    return sum((item.amount for item in charge.items), Decimal(0)) if charge.items else charge.amount
+
+
+def _gib(gb: float) -> int:
+    return int(Decimal(gb) / GB_PER_GIB)
+
+
+def _vram_gib(mib: float) -> float:
+    """The nominal size where the usable one is a little less: 24564 MiB is a 24 GiB card."""
+    gib, whole = mib / 1024, math.ceil(mib / 1024)
+    return float(whole) if whole / gib < 1.025 else round(gib, 2)
