@@ -3,8 +3,8 @@
 Owns the words of that API, its units and its lies. NEVER TRIED LIVE: written to RunPod's published OpenAPI document (2.0.0, August 2026),
 to what its own command line sends since, and to what others measured; `docs/live-checks.md` says what only an account can show.
 
-Only on demand: RunPod's spot machines are gone. One offer is one GPU type in one cloud and, in the secure one, one data centre, because that
-is what a create can ask for and what a bad machine can be remembered by. The machine has its own key in its environment (RUNPOD_API_KEY,
+Only on demand: RunPod's spot machines are gone. One offer is one GPU type in one cloud and, in the secure one, in one data centre: that is
+what a create can ask for and what a bad machine can be remembered by. The machine has its own key in its environment (RUNPOD_API_KEY,
 RUNPOD_POD_ID): `DELETE {address}/pods/$RUNPOD_POD_ID` with it ends the machine from within.
 
 Environment: `RUNPOD_API_KEY`, else `~/.runpod/config.toml`; `LORRY_RUNPOD_URL` and `LORRY_RUNPOD_GRAPHQL_URL` for another server.
@@ -65,7 +65,7 @@ REFUSALS: tuple[tuple[int, str, type[ProviderError], str], ...] = (
     (400, r"no longer any instances|no instances available|does not have the resources|not enough free gpus|enough disk", NoCapacity, ""),
     (400, r"unknown gpu type", NoCapacity, ""),
     (422, r"unknown gpu type", NoCapacity, ""),
-    (403, r"\b(pool|gpu type|cloud)\b", NoCapacity, ""),
+    (403, r"\b(pool|gpu type)\b", NoCapacity, ""),
     (402, r"", Refused, "add credit at console.runpod.io/user/billing: RunPod wants an hour of the machine's price in advance"),
     (422, r"", Refused, "RunPod's API does not know this request: look for a newer lorry"),
 )
@@ -354,7 +354,8 @@ def country(data_center: str) -> str:
 
 def _instance(pod: _Pod) -> Instance:
     """RUNNING IS A LIE for a minute or many: it is said from the create on. Only `runtime` tells that the container is there, and only
-    `ssh.direct` where; the proxy beside it takes no commands and no files. A stopped pod keeps a stale runtime."""
+    `ssh.direct` where; the proxy beside it takes no commands and no files. A stopped pod keeps a stale runtime.
+    """
     status = STATUSES.get(pod.status or "", InstanceStatus.UNKNOWN)
     runs = status is InstanceStatus.RUNNING and pod.runtime is not None
     direct = pod.ssh.direct if pod.ssh and runs else None
@@ -362,7 +363,8 @@ def _instance(pod: _Pod) -> Instance:
     text = pod.status or "no status"
     if status is InstanceStatus.RUNNING and not runs:
         status, text = InstanceStatus.PENDING, "the container has not started"
-    cost = pod.cost if runs and pod.cost and 0 < pod.cost < SANE_USD_PER_HOUR else None  # 0 when it does not run, in August at least
+    sane = pod.cost is not None and 0 < pod.cost < SANE_USD_PER_HOUR and status is not InstanceStatus.STOPPED  # then it is the disk's, or 0
+    cost = pod.cost if sane else None
     created = pod.createdAt
     return Instance(
         provider=RunPod.name,

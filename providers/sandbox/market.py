@@ -389,6 +389,10 @@ class Market:
         for rental in self.state.rentals:
             self.machines.end(rental.id, rental.mark)
 
+    def events(self) -> Sequence[Event]:
+        """The meter's log so far."""
+        return self._events()
+
     def bill(self) -> Bill:
         """All accounts' charges so far; traffic of living machines included."""
         bill = fold(self._events(), self.now())

@@ -40,6 +40,7 @@ from .machines import HostError, RealMachines, login_user, needs_private_run
 from .market import AccountRecord, BootTimes, Market, MarketError, State
 from .plain import Plain
 from .processes import ProcessId, identify
+from .runpod_face import RunPodFace
 from .vast_face import VastFace
 
 TICK_S = 0.5
@@ -246,7 +247,7 @@ class Server:
 
 def every_face() -> tuple[Face, ...]:
     """The tongues that a practice cloud speaks."""
-    return (Plain(), VastFace())
+    return (Plain(), VastFace(), RunPodFace())
 
 
 def _hold(folder: Path) -> IO[bytes]:
