@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,15 +20,15 @@ from .world import Cloud, Lorry, adapters, config, losses, processes_naming
 if sys.platform != "linux":
     pytest.skip("the practice cloud's machines are Linux processes", allow_module_level=True)
 
-LONG = {"steps": 10, "save_every_steps": 3, "gradient_accumulation": 16}
-"""Steps slow enough to be interrupted at a chosen one, and to be told one by one (at most five events a second)."""
+LONG = {"steps": 10, "save_every_steps": 3, "gradient_accumulation": 20}
+"""All pictures in a step: steps slow enough to be told one by one: there are five events a second at most."""
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str = "master") -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this session have."""
     own = tmp_path_factory.getbasetemp()
-    return own if worker_id == "master" else own.parent
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def once(shared: Path) -> Callable[[str, Callable[[Path], Any]], Any]:
         with FileLock(shared / f"{name}.lock"):
             if not answer.exists():
                 folder = shared / name
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
                 answer.write_text(json.dumps(make(folder)))
         return json.loads(answer.read_text())
 
@@ -54,8 +55,8 @@ def base(once: Callable[..., Any]) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(once: Callable[..., Any]) -> Path:
-    """Three drawn pictures with captions."""
-    return Path(once("drawn", lambda folder: str(tiny.pictures(folder / "drawn", count=3))))
+    """Twenty drawn pictures with captions."""
+    return Path(once("drawn", lambda folder: str(tiny.pictures(folder / "drawn", count=20))))
 
 
 @pytest.fixture(scope="session")

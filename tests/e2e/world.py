@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
@@ -54,6 +54,11 @@ def processes_naming(word: str) -> dict[int, str]:
 def children_of(pid: int) -> list[int]:
     """Direct children, from the kernel."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def supervisor_of(session: Path) -> int:
+    """The supervisor's pid, from its lock."""
+    return int((session / "supervisor.lock").read_text())
 
 
 def lives(pid: int) -> bool:
@@ -250,15 +255,30 @@ class Lorry:
         return [json.loads(line) for line in lines]
 
     def step(self) -> int:
-        """The step that the only run's training has reached, as known at home; 0 while nothing is."""
-        if not self.runs:
+        """The step that the only run's training has reached, as its machine's own log tells; 0 while nothing is."""
+        if not self.runs or not any(m.live for m in self.cloud.machines(self.run)):
             return 0
-        return max((e["step"] for e in self.events(self.run) if e["kind"] == "step"), default=0)
+        try:
+            lines = (self.cloud.session(self.run) / "events.jsonl").read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return 0
+        return max((e["step"] for e in map(json.loads, lines) if e["kind"] == "step"), default=0)
 
-    def until_step(self, step: int, *, timeout_s: float = 90.0) -> str:
-        """Wait until training is so far; the run's id."""
-        poll(lambda: self.step() >= step, what=f"step {step} of {self.runs}", timeout_s=timeout_s)
-        return self.run
+    @contextmanager
+    def standing(self, step: int, *, meanwhile: Callable[[], object] = lambda: None, timeout_s: float = 90.0) -> Iterator[str]:
+        """Training has done `step` (or one or two more) and stands still until the block ends. Gives the run's id."""
+        poll(lambda: (meanwhile(), self.step() >= step)[1], what=f"step {step}", timeout_s=timeout_s)
+        (worker,) = children_of(supervisor_of(self.cloud.session(self.run)))
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            yield self.run
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGCONT)
+
+    def until_home(self, step: int) -> None:
+        """Wait until what was told of `step` is at home."""
+        poll(lambda: max((e["step"] for e in self.events(self.run) if e["kind"] == "step"), default=0) >= step, what=f"step {step} at home")
 
 
 def adapters(lorry: Lorry, run: str) -> dict[str, str]:

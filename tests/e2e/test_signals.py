@@ -1,0 +1,183 @@
+"""Ctrl-C, a closed terminal, a polite kill: true last words, exit 130, and the machine gone."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .world import COMMAND, Lorry, adapters, check_gone, check_results, chunks, poll
+
+
+class Terminal:
+    """The command as the foreground program of a terminal of its own."""
+
+    def __init__(self, lorry: Lorry, *arguments: str) -> None:
+        self.pid, self.stream = pty.fork()
+        if self.pid == 0:  # pragma: no cover - the child becomes the command
+            os.chdir(lorry.folder)
+            os.execve(sys.executable, [*COMMAND, *arguments], lorry.env | {"TERM": "xterm"})
+        os.set_inheritable(self.stream, False)
+        self.shown = b""
+        self.code: int | None = None
+
+    def read(self) -> bytes:
+        """All that was shown so far; keeps the terminal from filling up."""
+        import select
+
+        while select.select([self.stream], [], [], 0)[0]:
+            try:
+                data = os.read(self.stream, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            self.shown += data
+        return self.shown
+
+    def press(self, key: bytes) -> None:
+        os.write(self.stream, key)
+
+    def end(self, timeout_s: float = 90.0) -> int:
+        """Read to the end; the exit code."""
+        for data in chunks(self.stream, timeout_s):
+            self.shown += data
+        return self.wait(10)
+
+    def close(self) -> None:
+        """As a person closes the window: the kernel sends SIGHUP, and nobody reads any more."""
+        os.close(self.stream)
+        self.stream = -1
+
+    def wait(self, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
+        while self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+            else:
+                assert time.monotonic() < deadline, f"it did not end in {timeout_s:.0f} s"
+                time.sleep(0.02)
+        return self.code
+
+    def clean(self) -> None:
+        if self.code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait(10)
+        if self.stream >= 0:
+            os.close(self.stream)
+
+
+@pytest.fixture
+def terminal(lorry: Lorry, long: Path) -> Iterator[Terminal]:
+    """`lorry run` on a terminal, with the question answered."""
+    one = Terminal(lorry, "run", str(long))
+    poll(lambda: b"[y/N]" in one.read(), what="the question", timeout_s=30)
+    one.press(b"y\n")
+    yield one
+    one.clean()
+
+
+def words(shown: bytes) -> str:
+    """What a person has read: without escapes, on one line."""
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode(errors="replace")
+    return re.sub(r"\s+", " ", text)
+
+
+def last_entry(lorry: Lorry, run: str) -> dict[str, object]:
+    entry = lorry.ledger(run)[-1]
+    assert entry["kind"] == "closed"
+    return dict(entry["data"])
+
+
+def test_ctrl_c_once_makes_a_checkpoint_brings_it_home_and_destroys(terminal: Terminal, lorry: Lorry):
+    with lorry.standing(4, meanwhile=terminal.read) as run:
+        terminal.press(b"\x03")
+        poll(lambda: (terminal.read(), (lorry.cloud.session(run) / "stop").exists())[1], what="the wish to stop over there")
+    assert terminal.end() == 130
+    said = words(terminal.shown)
+    assert "stopping: a checkpoint is made" in said
+    assert said.index("stopping: a checkpoint") < said.index("destroyed, and seen to be gone")
+    assert f"lorry resume {run}" in said
+    assert "Traceback" not in said
+    check_results(lorry, run)
+    (job,) = lorry("ps", "--all", "--json").document[0]["jobs"]
+    assert job["status"] == "stopped"
+    assert Path(job["checkpoints"][-1]).name == f"step{job['steps']:06d}.safetensors"
+    assert len(check_gone(lorry, run)) == 1
+    assert adapters(lorry, run) == {}
+
+
+def test_ctrl_c_twice_destroys_at_once(terminal: Terminal, lorry: Lorry):
+    with lorry.standing(1, meanwhile=terminal.read) as run:
+        terminal.press(b"\x03")
+        poll(lambda: "stopping: a checkpoint" in words(terminal.read()), what="an answer to the first Ctrl-C", timeout_s=10)
+        terminal.press(b"\x03")
+        assert terminal.end(timeout_s=30) == 130
+    said = words(terminal.shown)
+    assert "destroying the machine now" in said
+    assert "destroyed, and seen to be gone" in said
+    assert "Traceback" not in said
+    assert last_entry(lorry, run)["exit_code"] == 130
+    assert len(check_gone(lorry, run)) == 1
+
+
+def test_a_closed_terminal_is_an_orderly_stop(terminal: Terminal, lorry: Lorry):
+    """SIGHUP, and every word from then on is written to nobody: neither may keep the machine alive."""
+    with lorry.standing(4, meanwhile=terminal.read) as run:
+        terminal.close()
+        poll((lorry.cloud.session(run) / "stop").exists, what="the wish to stop over there")
+    assert terminal.wait(60) == 130
+    assert last_entry(lorry, run)["exit_code"] == 130
+    check_results(lorry, run)
+    assert list((lorry.at(run) / "jobs/one/checkpoints").iterdir())
+    assert len(check_gone(lorry, run)) == 1
+    assert list((lorry.home / "errors").glob("*")) == []
+
+
+def test_sigterm_is_an_orderly_stop_and_json_stays_json(lorry: Lorry, long: Path):
+    import json
+
+    driver = lorry.start("run", str(long), "-y", "--json")
+    with lorry.standing(4) as run:
+        driver.process.terminate()
+        poll((lorry.cloud.session(run) / "stop").exists, what="the wish to stop over there")
+    done = driver.end()
+    assert done.code == 130
+    assert done.document["exit_code"] == 130
+    assert all(json.loads(line)["type"] for line in done.err.splitlines())
+    assert "stopping" in done.err
+    check_results(lorry, run)
+    assert Path(done.document["jobs"][0]["checkpoints"][-1]).exists()
+    assert len(check_gone(lorry, run)) == 1
+
+
+def test_sigterm_before_training_destroys_without_waiting(lorry: Lorry, quick: Path):
+    driver = lorry.start("run", str(quick), "-y", "--json")
+    poll(lambda: '"phase": "boot"' in driver.said or '"phase": "upload"' in driver.said, what="a machine")
+    driver.process.terminate()
+    done = driver.end()
+    assert done.code == 130
+    assert "before training" in done.document["message"]
+    assert len(check_gone(lorry, done.document["run"])) == 1
+
+
+def test_a_reader_that_has_seen_enough_does_not_keep_the_machine_alive(lorry: Lorry, quick: Path, undisturbed):
+    """`lorry run 2>&1 | head -1`: the pipe breaks in the middle of the run."""
+    import subprocess
+
+    head = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert head.stdin is not None
+    driver = subprocess.Popen([*COMMAND, "run", str(quick), "-y"], cwd=lorry.folder, env=lorry.env, stdout=head.stdin, stderr=head.stdin)
+    head.stdin.close()
+    assert driver.wait(90) == 0
+    assert head.wait(10) == 0
+    assert adapters(lorry, lorry.run) == undisturbed("quick")["adapters"]
+    assert len(check_gone(lorry, lorry.run)) == 1
