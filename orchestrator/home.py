@@ -78,11 +78,14 @@ class RunFolder:
     @property
     def end_wanted(self) -> bool:
         """Whether another process asked for an end at once."""
-        return self.stop_wanted and (self.path / "stop").read_text() == "now"
+        try:
+            return (self.path / "stop").read_bytes() == b"now"
+        except FileNotFoundError:
+            return False
 
     def want_stop(self, *, now: bool = False) -> None:
-        """Ask the process that drives the run for an orderly end, or for one at once."""
-        write_atomically(self.path / "stop", b"now" if now else b"")
+        """Ask the process that drives the run for an orderly end, or for one at once. The sharper request stands."""
+        write_atomically(self.path / "stop", b"now" if now or self.end_wanted else b"")
 
     def forget_stop(self) -> None:
         """Take the request back: it was met."""
@@ -162,7 +165,7 @@ class Home:
         if not folder.is_dir():
             return []
         found = [p for p in folder.iterdir() if (p / "ledger.jsonl").exists()]
-        return [RunFolder(p) for p in sorted(found, key=lambda p: (p / "ledger.jsonl").stat().st_ctime_ns)]
+        return [RunFolder(p) for p in sorted(found, key=_begun)]
 
     def run(self, name: str) -> RunFolder:
         """The run with this id, or the only one whose id begins so. Raises `UsageError`."""
@@ -178,12 +181,23 @@ class Home:
         raise UsageError(f"no run is called {name}", hint=f"lorry ps --all lists them; {newest}")
 
 
+def _begun(run: Path) -> tuple[float, str]:
+    """When a run began, by the first entry of its book: the file's own dates move with every entry."""
+    ledger = run / "ledger.jsonl"
+    with ledger.open("rb") as file:
+        first = read_entries(file.read(16_384))[:1]
+    return (first[0].at.timestamp() if first else ledger.stat().st_ctime, run.name)
+
+
 def write_atomically(target: Path, content: bytes) -> None:
     """Write beside, fsync, rename: readers see the old file or the new one, never a part."""
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(target)
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
     sync_folder(target.parent)

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from . import console
 from .errors import Interrupted
@@ -26,17 +27,17 @@ class Interrupts:
 
     @contextmanager
     def caught(self) -> Iterator[Interrupts]:
-        """Count signals instead of dying of them, until the block ends."""
-        before = {}
+        """Count signals instead of dying of them, until the block ends. What is ignored (nohup) stays ignored."""
+        before: dict[int, Any] = {}
         for name in SIGNALS:
             number = getattr(signal, name, None)
-            if number is not None:
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, self._take)
         try:
             yield self
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -44,7 +45,8 @@ class Interrupts:
             1: "stopping: a checkpoint is made and fetched, then the machine is destroyed (once more: destroy it now)",
             2: "destroying the machine now; what is not at home yet is lost",
         }
-        with suppress(RuntimeError):  # it came in the middle of another line: Python refuses to write two at once
+        # It may come in the middle of another line, and Python refuses to write two at once; or the terminal has gone.
+        with suppress(RuntimeError, OSError, ValueError):
             self._say(words.get(self.count, "the machine is being destroyed; leaving now could leave it billing, so lorry stays"))
 
     @property

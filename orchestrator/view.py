@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+ROOMY = 100
+"""Columns from which on a job's line has room for a bar."""
 QUIET_S = 10.0
 """Plain lines about the same phase come at most so often."""
 
@@ -57,7 +59,7 @@ class View(Protocol):
 
 def duration(seconds: float) -> str:
     """`1h05m`, `3m20s`, `12s`."""
-    whole = int(seconds + 0.5)
+    whole = int(min(seconds, 3600 * 9999) + 0.5)
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
@@ -204,7 +206,7 @@ class LiveView:
 
                 self._live = Live(console=console.rich_console(), auto_refresh=False, transient=True)
                 self._live.start()
-            self._live.update(_drawn(snapshot), refresh=True)
+            self._live.update(_drawn(snapshot, self._live.console.width), refresh=True)
 
     def say(self, text: str) -> None:
         """See `View.say`."""
@@ -222,12 +224,12 @@ class LiveView:
             self._live = None
 
 
-def _drawn(snapshot: Snapshot) -> Group:
+def _drawn(snapshot: Snapshot, width: int) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    machine = f"{snapshot.gpu} at {snapshot.provider}" if snapshot.gpu else snapshot.provider or "no machine yet"
+    machine = console.plain(f"{snapshot.gpu} at {snapshot.provider}" if snapshot.gpu else snapshot.provider or "no machine yet", most=60)
     price = f" at {show_usd(snapshot.usd_per_hour)}/h" if snapshot.usd_per_hour is not None else ""
     head = Text.assemble((snapshot.run, "bold"), f"  {machine}{price}  ", (snapshot.phase or "starting", "cyan"))
     rows: list[RenderableType] = [head]
@@ -235,12 +237,14 @@ def _drawn(snapshot: Snapshot) -> Group:
         rows.append(Text(console.plain(snapshot.detail), style="dim"))
     if snapshot.transfer:
         rows.append(_transfer(*snapshot.transfer))
-    jobs = Table.grid(padding=(0, 2))
+    jobs, roomy = Table.grid(padding=(0, 2)), width >= ROOMY
     for job in snapshot.progress.jobs.values():
-        jobs.add_row(Text(job.name, style="bold" if job.state == "running" else ""), _bar(job), Text(console.plain(job_words(job))))
-        if job.state == "running" and len(job.loss.points) > 1:
-            jobs.add_row("", "", Text(sparkline([loss for _, loss in job.loss.points], 48), style="cyan"))
+        name = Text(job.name, style="bold" if job.state == "running" else "")
+        jobs.add_row(name, *([_bar(job)] if roomy else []), Text(console.plain(job_words(job))))
     rows.append(jobs)
+    current = snapshot.progress.current
+    if current and len(current.loss.points) > 1:
+        rows.append(Text(sparkline([loss for _, loss in current.loss.points], min(60, width - 2)), style="cyan"))
     left = snapshot.progress.seconds_left
     rest = f", about {duration(left)} of training left" if left is not None else ""
     money = f"spent {money_words(snapshot)} after " if snapshot.cap_usd is not None else "after "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator import console
 from orchestrator.plan import Candidate, Plan, worst_usd
@@ -35,7 +36,8 @@ def _table(ranked: Plan) -> Table:
         table.add_column(name, justify="left" if name == "GPU" else "right")
     table.add_column("where")
     for place, candidate in enumerate(ranked.candidates[:SHOWN], start=1):
-        table.add_row(str(place), *_row(candidate, ranked.disk_gib))
+        words = _row(candidate, ranked.disk_gib)
+        table.add_row(str(place), *(Text(console.plain(word, most=60)) for word in words))  # a market's text is no markup of ours
     return table
 
 
