@@ -102,7 +102,7 @@ M = TypeVar("M", bound=BaseModel)
 def _or_none(value: Any, read: Callable[[Any], T]) -> T | None:
     try:
         return read(value)
-    except ValueError:
+    except (ValueError, ArithmeticError):
         return None
 
 
@@ -311,16 +311,16 @@ def create_body(offer: Offer, spec: LaunchSpec) -> dict[str, Any]:
 
 def offers_from(rows: Sequence[Any], cloud: str, disk_gib: int) -> list[Offer]:
     """The catalogue of one cloud as offers. Rows that make no sense are left out; if none does, the answer makes none."""
-    found: list[Offer] = []
+    found: list[list[Offer]] = []
     trouble = ""
     for row in rows:
         try:
-            found += _offers(_GpuType.model_validate(row), cloud, disk_gib)
+            found.append(_offers(_GpuType.model_validate(row), cloud, disk_gib))
         except (ValueError, ArithmeticError) as error:
-            trouble = trouble or str(error)
-    if rows and trouble and not found:
+            trouble = trouble or " ".join(str(error).split())
+    if trouble and not found:
         raise UnexpectedResponse(f"RunPod's catalogue cannot be read: {trouble}")
-    return found
+    return [offer for row in found for offer in row]
 
 
 def _offers(row: _GpuType, cloud: str, disk_gib: int) -> list[Offer]:

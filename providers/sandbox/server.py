@@ -95,7 +95,8 @@ class Server:
         (self.folder / "machines").mkdir(exist_ok=True, mode=0o700)
         path = self.folder / "market.json"
         state = _STATE.validate_json(path.read_bytes()) if path.exists() else State(admin_key=f"admin-{secrets.token_hex(20)}")
-        for name in {face.account for face in self.faces} - {account.name for account in state.accounts}:
+        known = {account.name for account in state.accounts}
+        for name in [face.account for face in self.faces if face.account not in known]:
             state.accounts.append(AccountRecord(name=name, key=f"sandbox-{secrets.token_hex(20)}"))
         offers = [offer for face in self.faces for offer in face.stock()]
         bill = BillLog(self.folder)
