@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from fakes import FakeClock
 from machines import Host, machine
+
+hypothesis.settings.register_profile("lorry", deadline=None)  # how busy the computer is says nothing about the code
+hypothesis.settings.load_profile("lorry")
 
 
 @pytest.fixture

@@ -1,0 +1,200 @@
+"""The order is complete and stands by itself: what is sent is what was looked at, and what was written is what is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from fakes import an_order, safetensors
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import trainer
+from orchestrator.check import check
+from orchestrator.config import RunConfig, load
+from orchestrator.errors import DatasetError
+from orchestrator.home import Home, RunFolder
+from orchestrator.order import CheckedJob, Order, checked_jobs, load_of, make_order, read_order, write_order
+from orchestrator.plan import HUB_BASE_BYTES, disk_gib
+from trainer.protocol import JobSpec
+
+
+def picture(file: Path, caption: str | None = "lisabp woman") -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (512, 512), (len(file.name), 120, 60)).save(file)
+    if caption is not None:
+        file.with_suffix(".txt").write_text(caption)
+
+
+def a_base(folder: Path) -> None:
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "model.safetensors").write_bytes(safetensors())
+    (folder / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 768}))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+    (folder / "unet" / "model.bin").write_bytes(b"pickle")
+
+
+CONFIG = """
+name = "autumn"
+[budget]
+max_usd = 5
+max_hours = 2
+[machine]
+gpus = ["RTX 4090"]
+max_usd_per_hour = 0.8
+[defaults]
+base = "{base}"
+family = "sd15"
+[[lora]]
+name = "lisa"
+dataset = "data sets/lisa"
+steps = 100
+save_every_steps = 25
+[[lora]]
+name = "forest"
+dataset = "data sets/forest"
+epochs = 3
+sample_prompts = ["a", "b"]
+sample_every_steps = 10
+"""
+
+
+class Desk:
+    """A config that passed its check, and a run to write the order into."""
+
+    def __init__(self, path: Path, base: str) -> None:
+        for n in range(3):
+            picture(path / f"data sets/lisa/6_lisabp woman/it's {n}.png")
+        picture(path / "data sets/forest/ü.png")
+        (path / "data sets/lisa/secret.env").write_text("TOKEN")
+        (path / "data sets/lisa/6_lisabp woman/notes.md").write_text("private")
+        (path / "data sets/lisa/.DS_Store").write_bytes(b"x")
+        a_base(path / "base")
+        (path / "lorry.toml").write_text(CONFIG.format(base=base))
+        self.config: RunConfig = load(path / "lorry.toml")
+        looked = check(self.config)
+        assert not looked.errors, looked.errors
+        self.jobs: list[CheckedJob] = checked_jobs(self.config, looked)
+        self.load = load_of(self.jobs)
+        self.folder = Home(path / "home").new_run("autumn")
+
+    def order(self) -> Order:
+        cap = self.config.budget.max_usd
+        return make_order(self.config, self.jobs, self.load, self.folder, cap_usd=cap, disk_gib=disk_gib(self.load, None))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path, "base")
+
+
+def test_what_is_sent_is_pictures_captions_base_trainer_and_set_up_and_nothing_else(desk: Desk):
+    sent = {i.remote for i in desk.order().items}
+    data = {name for name in sent if name.startswith("jobs/") and "/data/" in name}
+    assert data == {
+        *(f"jobs/lisa/data/lisa/6_lisabp woman/it's {n}.{kind}" for n in range(3) for kind in ("png", "txt")),
+        "jobs/forest/data/forest/ü.png",
+        "jobs/forest/data/forest/ü.txt",
+    }
+    rest = sent - data
+    assert {name.split("/")[0] for name in rest} == {"bases", "jobs", "setup", "trainer"}
+    assert {n for n in rest if n.startswith("jobs/")} == {"jobs/lisa/job.json", "jobs/forest/job.json"}
+    assert not [n for n in sent if n.endswith((".bin", ".pyc", ".env", ".md")) and n != "trainer/README.md"]
+    assert {"trainer/__init__.py", "trainer/supervisor.py", "setup/bootstrap.sh", "setup/requirements.txt"} <= rest
+
+
+def test_every_hash_in_the_order_is_that_of_the_file(desk: Desk):
+    order = desk.order()
+    assert len(order.items) > 20
+    for sent in order.items:
+        content = sent.source.read_bytes()
+        assert (sent.size, sent.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert len({i.remote for i in order.items}) == len(order.items), "two files never go to one place"
+
+
+def test_the_trainer_that_is_sent_is_this_one(desk: Desk):
+    source = Path(trainer.__file__).parent
+    sent = {i.remote: i.sha256 for i in desk.order().items if i.remote.startswith("trainer/")}
+    here = {f"trainer/{p.relative_to(source).as_posix()}": p for p in source.rglob("*.py")}
+    assert set(here) <= set(sent)
+    assert all(hashlib.sha256(p.read_bytes()).hexdigest() == sent[name] for name, p in here.items())
+
+
+def test_two_jobs_with_one_base_send_it_once_and_find_it(desk: Desk):
+    order = desk.order()
+    bases = {job.base for job in order.jobs}
+    assert len(bases) == 1
+    (base,) = bases
+    assert sum(i.remote == f"{base}/model_index.json" for i in order.items) == 1
+
+
+def test_a_job_as_the_machine_reads_it_is_the_job_of_the_order(desk: Desk):
+    order = desk.order()
+    for job in order.jobs:
+        written = desk.folder.path / "ship" / "jobs" / job.name / "job.json"
+        assert JobSpec.model_validate_json(written.read_bytes()) == job
+        folders = {i.remote.rpartition("/")[0] for i in order.items}
+        assert any(folder == job.dataset or folder.startswith(f"{job.dataset}/") for folder in folders)
+        assert job.output == f"jobs/{job.name}/out"
+    assert [job.steps for job in order.jobs] == [100, None]
+
+
+def test_what_was_written_is_what_another_process_reads(desk: Desk):
+    order = desk.order()
+    assert read_order(RunFolder(desk.folder.path)) == order
+    assert order.root == f"lorry/{desk.folder.id}"
+
+
+@given(
+    cap=st.decimals("0.01", 99999, places=4), hours=st.none() | st.floats(0.01, 1000), timeout=st.floats(1, 1e5),
+    image=st.text(st.characters(blacklist_categories=["Cs"]), max_size=30),
+)  # fmt: skip
+def test_any_order_survives_being_written_down(tmp_path_factory: pytest.TempPathFactory, cap, hours, timeout, image):
+    folder = RunFolder(tmp_path_factory.mktemp("r"))
+    order = an_order(folder, cap_usd=cap, max_hours=hours, boot_timeout_s=timeout, image=image)
+    write_order(folder, order)
+    assert read_order(folder) == order
+
+
+def test_the_order_stands_when_the_users_file_is_edited_or_gone(desk: Desk, tmp_path: Path):
+    order = desk.order()
+    (tmp_path / "lorry.toml").unlink()
+    assert read_order(desk.folder) == order
+
+
+def test_no_secret_of_the_environment_gets_into_it(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VAST_API_KEY", "canary-1234")
+    monkeypatch.setenv("HF_TOKEN", "canary-5678")
+    desk.order()
+    assert b"canary" not in (desk.folder.path / "order.json").read_bytes()
+
+
+def test_the_load_counts_what_is_sent_and_what_comes_home(desk: Desk):
+    order = desk.order()
+    assert sum(i.size for i in order.items) <= desk.load.upload_bytes + 500_000
+    assert desk.load.hub_bytes == 0
+    lisa, forest = desk.load.jobs
+    assert (lisa.steps, lisa.saves, lisa.samples, lisa.images) == (100, 5, 0, 3)
+    assert forest.samples == 2 * (1 + forest.steps // 10)
+    assert desk.load.download_bytes > 0
+
+
+def test_a_base_of_the_hub_is_fetched_there_and_not_sent(tmp_path: Path):
+    desk = Desk(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    order = desk.order()
+    assert not [i for i in order.items if i.remote.startswith("bases/")]
+    assert {job.base for job in order.jobs} == {"stable-diffusion-v1-5/stable-diffusion-v1-5"}
+    assert desk.load.hub_bytes == HUB_BASE_BYTES, "once, for both jobs"
+    assert desk.load.base_scale == 1.0
+
+
+def test_a_picture_that_became_a_link_is_not_ordered(desk: Desk, tmp_path: Path):
+    victim = tmp_path / "data sets/forest/ü.png"
+    victim.unlink()
+    victim.symlink_to("/etc/hostname")
+    with pytest.raises(DatasetError, match="link"):
+        desk.order()
