@@ -18,7 +18,8 @@ export OMP_WAIT_POLICY = PASSIVE
 setup:
 	@VENV=$(VENV) .ci/setup
 
-demo: setup
+demo:
+	@VENV=$(VENV) .ci/setup demo
 	@$(PYTHON) -m templates.demo.demo
 
 test: setup check
