@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .jobs import Result
     from .protocol import AnyEvent
+    from .together import Result
 
 
 def train(
@@ -40,8 +40,9 @@ def train(
 
     from .errors import SpecError
     from .events import boot_clock
-    from .jobs import Place, run_job
+    from .jobs import Place
     from .protocol import JobSpec
+    from .together import run_job
 
     try:
         spec = JobSpec(**job)

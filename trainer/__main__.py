@@ -1,9 +1,11 @@
-"""python -m trainer [--root SESSION_DIR] JOB.json [JOB.json ...]
+"""python -m trainer [--root SESSION_DIR] [--one-by-one] JOB.json [JOB.json ...]
 
-Runs jobs in order; jobs on the same base share what is loaded. With `session.json` in the root, events go to
-its `events.jsonl`; without, plain lines are printed. Exit code: 0 all done, 7 some failed, 75 stopped
-(SIGTERM, SIGINT or the supervisor's death: the step is finished, adapter and checkpoint are saved). A single
-bare job that fails gives its error's own code.
+Trains jobs on the same base together, in one process and shared passes, which gives each what it gets alone
+to rounding; the others take their turn in order. `--one-by-one` trains every job by itself, to the bit.
+
+With `session.json` in the root, events go to its `events.jsonl`; without, plain lines are printed. Exit code:
+0 all done, 7 some failed, 75 stopped (SIGTERM, SIGINT or the supervisor's death: the step is finished, adapter
+and checkpoint are saved). A single bare job that fails gives its error's own code.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -47,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Train LoRAs.", epilog="example: python -m trainer job.json")
     parser.add_argument("jobs", nargs="+", type=Path, metavar="JOB.json", help="job files, run in this order")
     parser.add_argument("--root", type=Path, default=Path(), help="folder that the jobs' paths are relative to (default: here)")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--together", action="store_true", default=True, help="jobs that fit share their passes (default)")
+    way.add_argument("--one-by-one", dest="together", action="store_false", help="one job after the other, for equal bits")
     options = parser.parse_args(argv)
     flag = StopFlag()
     flag.install()
@@ -59,31 +65,55 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write("another worker of this session is still running\n")
             return EXIT_FAILED
     sink: Emit = EventLog(root / "events.jsonl") if in_session else _print
-    return _run_all(options.jobs, root, sink, flag, in_session=in_session)
+    return _run_all(options.jobs, Run(root=root, sink=sink, flag=flag, in_session=in_session, together=options.together))
 
 
-def _run_all(paths: Sequence[Path], root: Path, sink: Emit, flag: StopFlag, *, in_session: bool) -> int:
-    from .jobs import Place, load_job, run_job
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """How the jobs of this process run."""
 
-    place = Place(root, sink, session_clock(root), lambda: flag.set)
-    codes: list[int] = []
-    for path in paths:
-        if flag.set:
-            return EXIT_STOPPED
-        try:
-            job = _checked(load_job(path if path.is_file() else root / path), in_session=in_session)
-        except TrainerError as error:
-            name = path.parent.name if in_session else ""
-            sink(Ended(at_s=place.clock(), job=name, state="failed", step=0, message=str(error), code=error.code))
-            codes.append(error.exit_code)
-            continue
-        result = run_job(job, place)
-        codes.append(EXIT_STOPPED if result.state == "stopped" else result.exit_code)
-        if result.state == "stopped":
-            return EXIT_STOPPED
-    if len(codes) == 1 and not in_session:
+    root: Path
+    sink: Emit
+    flag: StopFlag
+    in_session: bool
+    together: bool
+
+
+def _run_all(paths: Sequence[Path], how: Run) -> int:
+    from .jobs import Place
+    from .together import run_jobs
+
+    place = Place(how.root, how.sink, session_clock(how.root), lambda: how.flag.set, _leaving(how))
+    specs, codes = _read(paths, how, place.clock)
+    for result in run_jobs(specs, place, together=how.together):
+        stopped = result.state == "stopped" and not place.leaving(result.name)
+        codes.append(EXIT_STOPPED if stopped else result.exit_code)
+    if how.flag.set and (EXIT_STOPPED in codes or len(codes) < len(paths)):
+        return EXIT_STOPPED
+    if len(codes) == 1 and not how.in_session:
         return codes[0]
     return EXIT_DONE if not any(codes) else EXIT_FAILED
+
+
+def _read(paths: Sequence[Path], how: Run, clock: Callable[[], float]) -> tuple[list[JobSpec], list[int]]:
+    """The jobs; one whose file is wrong ends here, and its exit code is told."""
+    from .jobs import load_job
+
+    specs: list[JobSpec] = []
+    codes: list[int] = []
+    for path in paths:
+        try:
+            specs.append(_checked(load_job(path if path.is_file() else how.root / path), in_session=how.in_session))
+        except TrainerError as error:
+            name = path.parent.name if how.in_session else ""
+            how.sink(Ended(at_s=clock(), job=name, state="failed", step=0, message=str(error), code=error.code))
+            codes.append(error.exit_code)
+    return specs, codes
+
+
+def _leaving(how: Run) -> Callable[[str], bool]:
+    """One job of a session is asked to stop by a file of its own."""
+    return lambda name: how.in_session and (how.root / "jobs" / name / "stop").exists()
 
 
 def _checked(job: JobSpec, *, in_session: bool) -> JobSpec:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -42,6 +43,8 @@ class Checkpoint:
     numbers: dict[str, float]
     scale: float
     good: int
+    company: dict[str, int]
+    """Jobs that were saved in the same moment, itself among them, and their steps."""
 
     def apply(self, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> None:
         """Make adapter, optimizer and loss scale what they were."""
@@ -58,38 +61,75 @@ def digest_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def save(folder: Path, *, step: int, digest: str, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> Written:
-    """Write the checkpoint of `step` and remove those beyond the last `KEPT`."""
-    states, numbers = state_of(optimizer)
-    tensors = {f"adapter.{part}": flat.detach() for part, flat in adapter.flat.items()}
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a checkpoint holds."""
+
+    step: int
+    digest: str
+    adapter: Adapter
+    optimizer: torch.optim.Optimizer
+    scaler: LossScale
+    company: Mapping[str, int] = field(default_factory=dict)
+
+
+def save(folder: Path, state: State) -> Written:
+    """Write a checkpoint and remove those beyond the last `KEPT`."""
+    states, numbers = state_of(state.optimizer)
+    tensors = {f"adapter.{part}": flat.detach() for part, flat in state.adapter.flat.items()}
     tensors |= {f"optimizer.{name}": value for name, value in states.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     tensors = {name: value.clone() for name, value in tensors.items()}  # 8-bit states share their maps; a file shares nothing
     facts = {
         "version": 1,
-        "step": step,
-        "digest": digest,
+        "step": state.step,
+        "digest": state.digest,
         "numbers": numbers,
-        "scale": scaler.value,
-        "good": scaler.good,
+        "scale": state.scaler.value,
+        "good": state.scaler.good,
+        "company": dict(state.company),
         "content": _hash(tensors),
     }
-    written = write_atomically(folder / f"step{step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
+    written = write_atomically(folder / f"step{state.step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
     for old in _newest_first(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return written
 
 
 def find(folder: Path, digest: str, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of this job; torn ones are skipped with a word, those of another job refused."""
+    """The newest whole checkpoint of this job."""
+    return next(whole(folder, digest, warn), None)
+
+
+def whole(folder: Path, digest: str, warn: Callable[[str], None]) -> Iterator[Checkpoint]:
+    """Checkpoints of this job, newest first; torn ones are skipped with a word, those of another job refused."""
     for path in _newest_first(folder):
         try:
-            return load(path, digest)
+            found = load(path, digest)
         except IntegrityError as error:
             if error.code == "LRY-CKPT-DIGEST":
                 raise
             warn(f"{error.message} The one before is used.")
-    return None
+        else:
+            yield found
+
+
+def common(found: Sequence[Sequence[Checkpoint]], names: Sequence[str]) -> list[Checkpoint | None]:
+    """For jobs that train together, each one's checkpoint of the newest moment at which all of them were saved.
+
+    Jobs go on from one moment as they were, so that they meet in the passes in which they would have met. Where no
+    such moment is left (a job joined, a file is torn), each goes on from its newest: equal to rounding, not to the bit.
+    """
+    for company in (one.company for one in found[0]):
+        if set(names) <= company.keys():
+            moment = [_at(each, company, name) for name, each in zip(names, found, strict=True)]
+            if all(one is not None or company[name] == 0 for name, one in zip(names, moment, strict=True)):
+                return moment
+    return [each[0] if each else None for each in found]
+
+
+def _at(each: Sequence[Checkpoint], company: Mapping[str, int], name: str) -> Checkpoint | None:
+    return next((one for one in each if one.company == company and one.step == company[name]), None)
 
 
 def load(path: Path, digest: str) -> Checkpoint:
@@ -102,14 +142,15 @@ def load(path: Path, digest: str) -> Checkpoint:
         whole = facts["version"] == 1 and facts["content"] == _hash(tensors)
         step, theirs = int(facts["step"]), str(facts["digest"])
         numbers, scale, good = dict(facts["numbers"]), float(facts["scale"]), int(facts["good"])
-    except (BaseModelError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        company = {str(name): int(at) for name, at in facts.get("company", {}).items()}
+    except (BaseModelError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _torn(path) from error
     if not whole:
         raise _torn(path)
     if theirs != digest:
         hint = "Give the job another name, or move its out/checkpoints/ away to start anew."
         raise IntegrityError("LRY-CKPT-DIGEST", f"checkpoint {path.name} was made with other options, pictures or another base.", hint)
-    return Checkpoint(path, step, tensors, numbers, scale, good)
+    return Checkpoint(path, step, tensors, numbers, scale, good, company)
 
 
 def _torn(path: Path) -> IntegrityError:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -96,7 +97,7 @@ def read_adapter(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     try:
         read_header(path)
         tensors = load_file(path)
-    except (BaseModelError, OSError) as error:
+    except (BaseModelError, SafetensorError, OSError) as error:
         raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} cannot be read as safetensors.", "Fetch it again.") from error
     found: dict[str, tuple[Tensor, Tensor, float]] = {}
     for key in [k for k in tensors if k.endswith(".lora_down.weight")]:

@@ -1,7 +1,8 @@
-"""One job from its spec to its files: read data, load the base, cache, train, save, draw.
+"""One job's way from its spec to its files: read data, load the base, cache, save, draw, say so.
 
-Straight line: `run_job` reads from top to bottom. Knows no family by name and no process: the model comes
-from a plug-in, events go to a function, and whether to stop is asked of a function.
+What happens between the steps; `together` takes the steps, for one job or several. Knows no family by name
+and no process: the model comes from a plug-in, events go to a function, and whether to stop is asked of a
+function.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -36,7 +36,7 @@ from .errors import DatasetError, SpecError, StopRequested, TrainerError, Traini
 from .events import Emit
 from .families import plugin
 from .files import Written, write_atomically
-from .protocol import Committed, Ended, JobSpec, Phase, Started, Step, Warned
+from .protocol import Committed, JobSpec, Phase, Started, Step, Warned
 
 VERSION = "0.1.0"
 STEP_EVENT_EVERY_S = 0.2
@@ -67,6 +67,9 @@ class Place:
     emit: Emit
     clock: Callable[[], float] = time.monotonic
     stopping: Callable[[], bool] = lambda: False
+    """Whether all training is to stop."""
+    leaving: Callable[[str], bool] = lambda _: False
+    """Whether this one job is to stop."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _model: Any = None
     _model_key: tuple[object, ...] = ()
@@ -95,29 +98,14 @@ class Place:
             self._model_key = key
         return family, self._model
 
-    def pause(self) -> None:
+    def pause(self, job: JobSpec) -> None:
         """A point at which a stop is honoured."""
-        if self.stopping():
+        if self.stopping() or self.leaving(job.name):
             raise StopRequested
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a job ended."""
-
-    name: str
-    state: Literal["done", "stopped", "failed"]
-    step: int
-    loss: float | None = None
-    adapter: Path | None = None
-    sha256: str = ""
-    code: str = ""
-    message: str = ""
-    exit_code: int = 0
-
-
-@dataclass(slots=True)
-class _Run:
+@dataclass(slots=True, eq=False)
+class Run:
     """A job under way: everything its steps need."""
 
     job: JobSpec
@@ -130,6 +118,10 @@ class _Run:
     embedding: Callable[[str], Tensor]
     digest: str
     last_good: int = 0
+    said: Losses = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.said = Losses(self)
 
     @property
     def out(self) -> Path:
@@ -147,42 +139,26 @@ def load_job(path: Path) -> JobSpec:
         raise SpecError("LRY-JOB-SPEC", f"{path.name}: {wrong}.") from error
 
 
-def run_job(job: JobSpec, place: Place) -> Result:
-    """Train one job to its end, whatever that is: this returns, and says it in an `ended` event."""
-    progress = [0]
-    try:
-        with _translated(progress):
-            result = _train(job, place, progress)
-    except StopRequested:
-        result = Result(
-            job.name, "stopped", progress[0], message="stopped before training began" if progress[0] == 0 else "stopped on request"
-        )
-    except TrainerError as error:
-        result = Result(job.name, "failed", progress[0], code=error.code, message=str(error), exit_code=error.exit_code)
-    place.emit(
-        Ended(at_s=place.clock(), job=job.name, state=result.state, step=result.step, message=result.message[:4000], code=result.code)
-    )
-    return result
-
-
-@contextmanager
-def _translated(progress: Sequence[int]) -> Iterator[None]:
+def failure(error: Exception, step: int) -> TrainerError:
     """The border: what torch and the system raise becomes an error of ours."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(progress[0]) from error
-    except RuntimeError as error:
-        if "alloc" in str(error) and "memory" in str(error):  # the CPU allocator has no class of its own
-            raise _out_of_memory(progress[0]) from error
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM):
-            message = f"cannot write after step {progress[0]}: {error.strerror}."
-            raise TrainingError(
-                "LRY-TRAIN-DISK", message, "Give the machine more disk (disk_gib); what was saved before is good."
-            ) from error
-        raise
+    if isinstance(error, TrainerError):
+        return error
+    if is_out_of_memory(error):
+        return _out_of_memory(step)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        message = f"cannot write after step {step}: {error.strerror}."
+        return TrainingError("LRY-TRAIN-DISK", message, "Give the machine more disk (disk_gib); what was saved before is good.")
+    return TrainingError("LRY-TRAIN-CRASH", f"broke after step {step}: {type(error).__name__}: {str(error)[:500]}.", "Please report it.")
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller pass might do. The CPU allocator has no class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
 
 
 def _out_of_memory(step: int) -> TrainingError:
@@ -190,46 +166,25 @@ def _out_of_memory(step: int) -> TrainingError:
     return TrainingError("LRY-TRAIN-OOM", f"out of memory after step {step}.", hint)
 
 
-def _train(job: JobSpec, place: Place, progress: list[int]) -> Result:
-    run = _prepare(job, place)
-    progress[0] = run.lane.step
-    with _attached(run):
-        _keep_up(run, resumed=run.lane.step > 0)
-        _say_phase(run, "training")
-        losses = _Losses(run)
-        while not run.lane.done:
-            if place.stopping():
-                losses.flush()
-                _save(run, with_adapter=True)
-                raise StopRequested
-            (stepped,) = loop.step(run.model, [run.lane])
-            if stepped.error is not None:
-                losses.flush()
-                raise _located(stepped.error, run)
-            progress[0] = run.lane.step
-            losses.add(stepped)
-            _keep_up(run, resumed=False)
-        written = _commit_adapter(run, final=True)
-    return Result(job.name, "done", run.lane.step, losses.last, written.path, written.sha256)
-
-
-def _located(error: TrainingError, run: _Run) -> TrainingError:
+def located(error: TrainerError, run: Run) -> TrainerError:
+    """The same error, with what can still be had."""
     saved = f"The last good checkpoint is step {run.last_good}." if run.last_good else "Nothing had been saved yet."
-    return TrainingError(error.code, f"{error.message} {saved}", error.hint)
+    return type(error)(error.code, f"{error.message} {saved}", error.hint)
 
 
 # --- before training -------------------------------------------------------------------------------
 
 
-def _prepare(job: JobSpec, place: Place) -> _Run:
-    rates = _rates(job)
+def prepare(job: JobSpec, place: Place) -> Run:
+    """Everything up to the first step; `resume` and `say_started` come next."""
+    rates = rates_of(job)
     wanted = prompts.parse_prompts(job.sample_prompts) if job.sample_every_steps else ()
     samples = _read_dataset(job, place)
     dtype, warning = precision(job, place.device)
     if warning:
-        _warn(job, place, warning)
+        warn(job, place, warning)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="loading", detail=job.base))
-    place.pause()
+    place.pause(job)
     family, model = place.model(job, dtype)
     plan = dataset.plan(job, samples)
     fits = dataset.fits(job, samples)
@@ -242,7 +197,7 @@ def _prepare(job: JobSpec, place: Place) -> _Run:
     adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
     optimizer, warning = optimizers.create(job, adapter.flat)
     if warning:
-        _warn(job, place, warning)
+        warn(job, place, warning)
     lane = loop.Lane(job, plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
         samples=samples,
@@ -253,13 +208,10 @@ def _prepare(job: JobSpec, place: Place) -> _Run:
         base_name=model.name,
         version=VERSION,
     )
-    run = _Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes))
-    _resume(run)
-    _say_started(run)
-    return run
+    return Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes))
 
 
-def _rates(job: JobSpec) -> dict[str, float]:
+def rates_of(job: JobSpec) -> dict[str, float]:
     """The parts that are trained, with their learning rates."""
     unet = job.learning_rate if job.unet_lr is None else job.unet_lr
     rates = {"unet": unet, "text_encoder": job.text_encoder_lr or 0.0}
@@ -274,7 +226,7 @@ def _rates(job: JobSpec) -> dict[str, float]:
 def _read_dataset(job: JobSpec, place: Place) -> tuple[dataset.Sample, ...]:
     found = dataset.scan(place.root / job.dataset, job)
     for problem in [p for p in found.problems if p.severity == "warning"][:20]:
-        _warn(job, place, f"{problem.path}: {problem.message} {problem.hint}")
+        warn(job, place, f"{problem.path}: {problem.message} {problem.hint}")
     if found.errors:
         first = found.errors[0]
         more = f" ({len(found.errors) - 1} more like it or other problems.)" if len(found.errors) > 1 else ""
@@ -305,7 +257,7 @@ def _cached(job: JobSpec, place: Place, family: ModuleType, model: Any, shown: _
     latents: dict[tuple[int, bool], Tensor] = {}
     for index, (sample, fit, content) in enumerate(zip(shown.samples, shown.fits, shown.hashes, strict=True)):
         for mirrored in (False, True) if job.flip else (False,):
-            place.pause()
+            place.pause(job)
             where = address("latent", pictures.VERSION, content, fit.bucket, fit.resized, mirrored, model.latent_address())
             make = partial(_latent, model, sample.image, fit, mirrored=mirrored)
             latents[index, mirrored] = cache.get("latents", where, make)
@@ -331,7 +283,7 @@ def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, capt
     if long := {c: n for c, n in counts.items() if n > family.MAX_TOKENS}:
         worst = max(long, key=lambda c: long[c])
         cut = f"{len(long)} captions are longer than {family.MAX_TOKENS} tokens and are cut"
-        _warn(job, place, f"{cut}; the longest has {long[worst]}: {worst[:80]!r}...")
+        warn(job, place, f"{cut}; the longest has {long[worst]}: {worst[:80]!r}...")
     known: dict[str, Tensor] = {}
     trained = (job.text_encoder_lr or 0) > 0
 
@@ -342,7 +294,7 @@ def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, capt
 
     if not job.shuffle_caption:  # shuffled captions are too many to make ahead
         for caption in [*captions, *([""] if job.caption_dropout else [])]:
-            place.pause()
+            place.pause(job)
             condition(caption)
     return condition
 
@@ -366,10 +318,13 @@ def _digest(job: JobSpec, model: Any, samples: Sequence[dataset.Sample], hashes:
     return checkpoint.digest_of({"spec": spec, "data": data, "base": model.fingerprint(), "trainer": 1})
 
 
-def _resume(run: _Run) -> None:
-    found = checkpoint.find(run.out / "checkpoints", run.digest, lambda message: _warn(run.job, run.place, message))
-    if found is None:
-        return
+def saved(run: Run) -> list[checkpoint.Checkpoint]:
+    """The whole checkpoints of this job, newest first."""
+    return list(checkpoint.whole(run.out / "checkpoints", run.digest, lambda message: warn(run.job, run.place, message)))
+
+
+def resume(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Go on from a checkpoint."""
     found.apply(run.lane.adapter, run.lane.optimizer, run.lane.scaler)
     run.lane.step = run.last_good = found.step
     data = found.path.read_bytes()  # said again: the last life may have ended before it could
@@ -379,31 +334,25 @@ def _resume(run: _Run) -> None:
 # --- while training --------------------------------------------------------------------------------
 
 
-@contextmanager
-def _attached(run: _Run) -> Iterator[None]:
-    targets = [t for lay in run.lane.adapter.layouts.values() for t in lay.targets]
-    run.model.prepare(targets, checkpointing=run.job.gradient_checkpointing)
-    try:
-        yield
-    finally:
-        run.model.prepare([], checkpointing=False)
-
-
-class _Losses:
+class Losses:
     """Collects steps into events: at most five a second, but always the first and the last."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.last: float | None = None
         self._pending: list[loop.Stepped] = []
         self._said_at = -math.inf
         self._since = time.monotonic()
 
+    def begin(self) -> None:
+        """Steps begin now: what came before is no part of their speed."""
+        self._since = time.monotonic()
+
     def add(self, stepped: loop.Stepped) -> None:
         self._pending.append(stepped)
         self.last = stepped.loss
         for message in self.run.lane.warnings:
-            _warn(self.run.job, self.run.place, message)
+            warn(self.run.job, self.run.place, message)
         self.run.lane.warnings.clear()
         if time.monotonic() - self._said_at >= STEP_EVENT_EVERY_S or self.run.lane.done:
             self.flush()
@@ -429,18 +378,20 @@ class _Losses:
         self._pending, self._said_at, self._since = [], now, now
 
 
-def _keep_up(run: _Run, *, resumed: bool) -> None:
-    """Do what is due after this step: save, draw. After a resume, only what the last life did not get to."""
-    step = run.lane.step
-    if step > 0 and _due_adapter(run):
-        _save(run, with_adapter=True, again=resumed)
-    elif step > 0 and _due_checkpoint(run) and not resumed:
-        _save(run, with_adapter=False)
-    if run.prompts and run.job.sample_every_steps and (step % run.job.sample_every_steps == 0 or run.lane.done):
-        _draw(run, again=resumed)
+def due(run: Run) -> bool:
+    """Whether a checkpoint is to be saved at this step."""
+    return run.lane.step > 0 and (due_adapter(run) or _due_checkpoint(run))
 
 
-def _due_adapter(run: _Run) -> bool:
+def keep_up(run: Run, *, again: bool = False) -> None:
+    """Draw what is due at this step. `again`: only what the last life did not get to."""
+    job = run.job
+    if run.prompts and job.sample_every_steps and (run.lane.step % job.sample_every_steps == 0 or run.lane.done):
+        _draw(run, again=again)
+
+
+def due_adapter(run: Run) -> bool:
+    """Whether the user wants the adapter of this step."""
     job, step, per_epoch = run.job, run.lane.step, run.lane.plan.steps_per_epoch
     if run.lane.done:
         return False  # the finished adapter is coming
@@ -448,28 +399,26 @@ def _due_adapter(run: _Run) -> bool:
     return by_steps or (job.save_every_epochs is not None and step % (job.save_every_epochs * per_epoch) == 0)
 
 
-def _due_checkpoint(run: _Run) -> bool:
+def _due_checkpoint(run: Run) -> bool:
     """Without a wish of the user's, ten checkpoints a run, so that a lost machine costs a tenth at most."""
     if run.job.save_every_steps or run.job.save_every_epochs or run.lane.done:
         return False
     return run.lane.step % max(run.lane.plan.steps // 10, 25) == 0
 
 
-def _save(run: _Run, *, with_adapter: bool, again: bool = False) -> None:
+def save(run: Run, company: Mapping[str, int]) -> None:
+    """Write a checkpoint. `company`: the steps at which jobs that train together are saved in this moment."""
     lane = run.lane
-    _say_phase(run, "saving", f"step {lane.step}")
-    if not again and lane.step > 0:
-        folder = run.out / "checkpoints"
-        written = checkpoint.save(
-            folder, step=lane.step, digest=run.digest, adapter=lane.adapter, optimizer=lane.optimizer, scaler=lane.scaler
-        )
-        _say_committed(run, written, "checkpoint", lane.step)
-        run.last_good = lane.step
-    if with_adapter and lane.step > 0:
-        _commit_adapter(run, final=False)
+    if lane.step == 0:
+        return
+    say_phase(run, "saving", f"step {lane.step}")
+    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company)
+    _say_committed(run, checkpoint.save(run.out / "checkpoints", state), "checkpoint", lane.step)
+    run.last_good = lane.step
 
 
-def _commit_adapter(run: _Run, *, final: bool) -> Written:
+def commit_adapter(run: Run, *, final: bool) -> Written:
+    """Write the adapter of this step."""
     step = run.lane.step
     name = run.job.name if final else f"{run.job.name}-step{step:06d}"
     tensors = export.to_kohya(run.lane.adapter, run.family.key_of, export.DTYPES[run.job.save_precision])
@@ -479,10 +428,10 @@ def _commit_adapter(run: _Run, *, final: bool) -> Written:
     return written
 
 
-def _draw(run: _Run, *, again: bool) -> None:
-    _say_phase(run, "sampling", f"step {run.lane.step}")
+def _draw(run: Run, *, again: bool) -> None:
+    say_phase(run, "sampling", f"step {run.lane.step}")
     for number, prompt in enumerate(run.prompts):
-        if run.place.stopping():
+        if run.place.stopping() or run.place.leaving(run.job.name):
             return
         path = run.out / "samples" / f"step{run.lane.step:06d}-{number}.png"
         if again and path.is_file():
@@ -492,10 +441,10 @@ def _draw(run: _Run, *, again: bool) -> None:
         written = write_atomically(path, _drawn(run, prompt, number))
         _say_committed(run, written, "sample", run.lane.step)
     run.model.release_encoders(keep_text="text_encoder" in run.lane.rates or run.job.shuffle_caption)
-    _say_phase(run, "training")
+    say_phase(run, "training")
 
 
-def _drawn(run: _Run, prompt: prompts.Prompt, number: int) -> bytes:
+def _drawn(run: Run, prompt: prompts.Prompt, number: int) -> bytes:
     """One sample as a PNG that says how it was made."""
     job, model = run.job, run.model
     size = (prompt.width or job.resolution, prompt.height or job.resolution)
@@ -516,15 +465,18 @@ def _drawn(run: _Run, prompt: prompts.Prompt, number: int) -> bytes:
 # --- what is said ----------------------------------------------------------------------------------
 
 
-def _warn(job: JobSpec, place: Place, message: str) -> None:
+def warn(job: JobSpec, place: Place, message: str) -> None:
+    """Something a person should know."""
     place.emit(Warned(at_s=place.clock(), job=job.name, message=message[:2000]))
 
 
-def _say_phase(run: _Run, phase: Literal["training", "sampling", "saving"], detail: str = "") -> None:
+def say_phase(run: Run, phase: Literal["training", "sampling", "saving"], detail: str = "") -> None:
+    """What the job does now."""
     run.place.emit(Phase(at_s=run.place.clock(), job=run.job.name, phase=phase, detail=detail))
 
 
-def _say_started(run: _Run) -> None:
+def say_started(run: Run) -> None:
+    """What will be trained, and from which step."""
     lane, device = run.lane, run.place.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     plan = lane.plan
@@ -542,9 +494,7 @@ def _say_started(run: _Run) -> None:
     )
 
 
-def _say_committed(
-    run: _Run, written: Written, role: Literal["adapter", "checkpoint", "sample"], step: int, *, final: bool = False
-) -> None:
+def _say_committed(run: Run, written: Written, role: Literal["adapter", "checkpoint", "sample"], step: int, *, final: bool = False) -> None:
     """In the session's names, also where a bare job writes elsewhere."""
     path = f"jobs/{run.job.name}/out/{written.path.relative_to(run.out).as_posix()}"
     run.place.emit(

@@ -1,8 +1,8 @@
 """One training loop for every family, for one job or for several in one pass.
 
 A `Lane` is one job's way through the training: its data order, adapter, optimizer, schedule and counters.
-`step` takes lanes one optimizer step further: batches of equal shape share a forward and a backward pass,
-then every lane clips and updates by itself. Solo is one lane.
+`advance` makes one forward and backward pass for lanes whose next batches have one shape; then every lane
+whose step that completes clips and updates by itself. Solo is one lane. Who shares a pass is decided elsewhere.
 
 Every random draw has an address (job seed, stream, step, row), so a lane's draws depend neither on its
 neighbours nor on where a run was interrupted. Knows nothing of families, files or events.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Protocol
 
 import torch
@@ -99,6 +98,13 @@ class Lane:
     warnings: list[str] = field(default_factory=list)
     _epoch: int = -1
     _order: list[tuple[int, ...]] = field(default_factory=list)
+    _passed: int = 0
+    """Passes of the step under way that are done; their gradients wait in the weights."""
+    _rows: int = 0
+    """Samples in them."""
+    _loss: Tensor | None = None
+    """Their share of the step's loss."""
+    _coming: Batch | None = None
 
     @property
     def done(self) -> bool:
@@ -114,6 +120,11 @@ class Lane:
         """The learning rate of the first part in the last step done."""
         return next(iter(self.rates.values())) * schedules.factor(self.options, max(self.step - 1, 0), self.plan.steps)
 
+    @property
+    def midway(self) -> bool:
+        """Whether a step has begun that is not done: gradients are being added up."""
+        return self._passed > 0
+
     def indices(self) -> list[tuple[int, ...]]:
         """The sample indices of the next step's batches."""
         epoch, place = divmod(self.step, self.plan.steps_per_epoch)
@@ -128,11 +139,37 @@ class Lane:
         """The next step's batches, drawn."""
         groups = self.indices()
         total = sum(len(group) for group in groups)
-        batches, row = [], 0
-        for group in groups:
-            batches.append(self._draw(model, group, row, len(group) / total))
-            row += len(group)
-        return batches
+        starts = [sum(len(group) for group in groups[:i]) for i in range(len(groups))]
+        return [self._draw(model, group, row, len(group) / total) for group, row in zip(groups, starts, strict=True)]
+
+    def coming(self, model: Denoiser) -> Batch:
+        """The next pass's batch; drawn once, however often it is asked for."""
+        if self._coming is None:
+            groups = self.indices()
+            group, total = groups[self._passed], sum(len(group) for group in groups)
+            self._coming = self._draw(model, group, self._rows, len(group) / total)
+        return self._coming
+
+    def passed(self, batch: Batch, loss: Tensor) -> bool:
+        """Count a pass; True when it was the step's last."""
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._passed += 1
+        self._rows += len(batch.latents)
+        self._coming = None
+        return self._passed == len(self.indices())
+
+    def take_result(self) -> tuple[float, int]:
+        """The loss and samples of the passes since the last step; a new step begins."""
+        result = 0.0 if self._loss is None else float(self._loss), self._rows
+        self._passed, self._rows, self._loss = 0, 0, None
+        return result
+
+    def rewind(self) -> None:
+        """Forget the step under way: draws have addresses, so it can be taken again."""
+        self.take_result()
+        self._coming = None
+        for parameter in self.adapter.flat.values():
+            parameter.grad = None
 
     def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
         latents, noise, timesteps, condition = [], [], [], []
@@ -177,30 +214,35 @@ class Stepped:
     loss: float
     grad_norm: float
     samples: int
-    error: TrainingError | None = None
+    error: Exception | None = None
 
 
 def step(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
-    """Take every lane one optimizer step further."""
-    losses = {id(lane): 0.0 for lane in lanes}
-    samples = {id(lane): 0 for lane in lanes}
-    for row in zip_longest(*(lane.batches(model) for lane in lanes)):
-        for members in _joined([(lane, batch) for lane, batch in zip(lanes, row, strict=True) if batch is not None]):
-            for (lane, batch), loss in zip(members, _backward(model, members), strict=True):
-                losses[id(lane)] += float(loss)
-                samples[id(lane)] += len(batch.latents)
-    return [_finish(lane, losses[id(lane)], samples[id(lane)]) for lane in lanes]
+    """Take every lane one optimizer step further, in as few passes as their shapes allow."""
+    done: dict[int, Stepped] = {}
+    while left := [lane for lane in lanes if id(lane) not in done]:
+        groups: dict[tuple[object, ...], list[Lane]] = {}
+        for lane in left:
+            groups.setdefault(kind(model, lane), []).append(lane)
+        for group in groups.values():
+            done |= {id(stepped.lane): stepped for stepped in advance(model, group)}
+    return [done[id(lane)] for lane in lanes]
+
+
+def kind(model: Denoiser, lane: Lane) -> tuple[object, ...]:
+    """Lanes that agree in this can share the next pass: equal shapes, equal adapted layers."""
+    return lane.coming(model).shape, tuple((part, len(lane.adapter.layouts[part].targets)) for part in sorted(lane.adapter.layouts))
+
+
+def advance(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
+    """One pass for lanes of one kind, and the update of every lane whose step it completes: those come back."""
+    members = [(lane, lane.coming(model)) for lane in lanes]
+    losses = _backward(model, members)
+    complete = [lane for (lane, batch), loss in zip(members, losses, strict=True) if lane.passed(batch, loss)]
+    return [_finished(lane, *lane.take_result()) for lane in complete]
 
 
 Members = list[tuple[Lane, Batch]]
-
-
-def _joined(members: Members) -> list[Members]:
-    """Groups that can share a pass: equal shapes, equal adapted layers."""
-    groups: dict[tuple[object, ...], Members] = {}
-    for lane, batch in members:
-        groups.setdefault((batch.shape, tuple(sorted(lane.adapter.layouts))), []).append((lane, batch))
-    return list(groups.values())
 
 
 def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
@@ -220,6 +262,13 @@ def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
             scaled.append(loss * lane.scaler.value)
         torch.autograd.backward(torch.stack(scaled).sum())
     return losses
+
+
+def _finished(lane: Lane, loss: float, samples: int) -> Stepped:
+    try:
+        return _finish(lane, loss, samples)
+    except Exception as error:  # noqa: BLE001  # one lane's optimizer must not keep its neighbours from their updates
+        return Stepped(lane, loss, math.nan, samples, error)
 
 
 def _finish(lane: Lane, loss: float, samples: int) -> Stepped:

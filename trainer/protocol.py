@@ -9,6 +9,7 @@ The session's folder on the training machine, all names relative to it:
     status.json                   `Status`: replaced atomically, about once a second
     events.jsonl                  `Event` lines, append-only; the client reads on from an offset
     stop                          its existence asks for a checkpoint and an orderly end
+    jobs/<name>/stop              the same for this job alone; the others go on
     jobs/<name>/job.json          `JobSpec`
     jobs/<name>/out/...           what `Committed` events list, and nothing else, comes home
 """
@@ -141,6 +142,8 @@ class Session(Message):
     lifetime_s: float = Field(gt=0)
     """Seconds after the supervisor's first start at which training stops with a checkpoint. Relative,
     because the clocks of two machines need not agree."""
+    together: bool = True
+    """Jobs on one base share their passes where their shapes allow it. False: one after the other, to the bit."""
 
 
 class JobState(Message):

@@ -4,8 +4,9 @@ Runs a session's queue to its end, whatever happens to the connection that start
 forks, a session of its own, output to supervisor.log), prints one JSON line and returns. Starting it again is
 harmless: a lock says whether one runs, the status whether the session has ended.
 
-A worker process trains each group of jobs on one base. When a worker dies, the supervisor writes the end of
-its job, names the likely cause and goes on with the rest. Honours the file `stop`, SIGTERM, and the
+A worker process trains each group of jobs on one base. When a worker dies that trained one job, the supervisor
+writes the end of that job, names the likely cause and goes on with the rest. When it trained several together,
+nobody can tell whose fault it was: all go on from their checkpoints, one by one from then on. Honours the file `stop`, SIGTERM, and the
 session's lifetime, which counts from the first start and is not renewed by a restart.
 
 Needs no torch. Knows nothing of training.
@@ -33,7 +34,7 @@ from pydantic import ValidationError
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SpecError, TrainerError
 from .events import EventLog, boot_clock
 from .files import write_atomically
-from .protocol import Ended, EventReader, JobSpec, JobState, Phase, Session, Started, Status, Step
+from .protocol import AnyEvent, Ended, EventReader, JobSpec, JobState, Phase, Session, Started, Status, Step, Warned
 
 GRACE_S = 120.0
 """From SIGTERM to SIGKILL: a step, a checkpoint and an adapter fit in it many times."""
@@ -91,14 +92,17 @@ class Supervisor:
     """boot_clock at the session's first start."""
     clock: Callable[[], float] = boot_clock
     grace_s: float = GRACE_S
-    command: Callable[[Path, Sequence[str]], list[str]] | None = None
+    command: Callable[[Path, Sequence[str], bool], list[str]] | None = None
     """What starts a worker; `worker_command` when not given."""
+    together: bool = field(init=False)
+    """Whether jobs may share passes; not after a worker has died of one of them."""
     beat: int = 0
     signalled: bool = False
     watch: Watch = field(init=False)
     _beaten_at: float = -1e9
 
     def __post_init__(self) -> None:
+        self.together = self.session.together
         self.watch = Watch(self.root / "events.jsonl", {name: JobState() for name in self.session.jobs})
         self.watch.look()
         self.watch.current = ""
@@ -131,7 +135,7 @@ class Supervisor:
         group: list[str] = []
         base: tuple[str, ...] | None = None
         for name in self.session.jobs:
-            if self.watch.jobs[name].state in ("done", "failed"):
+            if self.watch.jobs[name].state in ("done", "failed") or (self.root / "jobs" / name / "stop").exists():
                 continue
             theirs = _base_of(self.root, name)
             if base is not None and theirs != base:
@@ -160,10 +164,31 @@ class Supervisor:
         self.watch.look()
         if code == EXIT_STOPPED:
             return reason or "stopped"  # someone stopped the worker itself
-        ended = [name for name in group if self.watch.jobs[name].state in ("done", "failed")]
-        if len(ended) < len(group) and (killed or not (reason and self.watch.current == "")):
-            self._bury(group, code, killed=killed, log_from=log_from)
+        left = [name for name in group if not self._has_ended(name)]
+        at_work = [name for name in left if self.watch.jobs[name].state == "running"]
+        if left and (killed or not (reason and self.watch.current == "")):
+            if killed or len(at_work) < 2:
+                self._bury(at_work or left[:1], code, killed=killed, log_from=log_from)
+            else:
+                self._separate(at_work, code)
         return reason
+
+    def _has_ended(self, name: str) -> bool:
+        left = self.watch.jobs[name].state == "stopped" and (self.root / "jobs" / name / "stop").exists()
+        return left or self.watch.jobs[name].state in ("done", "failed")
+
+    def _separate(self, names: Sequence[str], code: int) -> None:
+        """A worker died of one of several jobs: each goes on by itself, and the one that does it again is found."""
+        self.together = False
+        _, why = _cause_of(code, "")
+        for name in names:
+            self._write(
+                Warned(
+                    at_s=self.uptime_s, job=name, message=f"{why} {len(names)} jobs were training together; from now on they go one by one."
+                )
+            )
+            self.watch.jobs[name] = self.watch.jobs[name].model_copy(update={"state": "queued"})
+        self.watch.current = ""
 
     def _start_worker(self, group: Sequence[str]) -> subprocess.Popen[bytes]:
         home = Path(__file__).resolve().parent.parent
@@ -174,7 +199,7 @@ class Supervisor:
             "LORRY_SUPERVISOR_PID": str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }
-        command = (self.command or worker_command)(self.root, group)
+        command = (self.command or worker_command)(self.root, group, self.together)
         return subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL)
 
     def _waited(self, worker: subprocess.Popen[bytes]) -> int | None:
@@ -183,23 +208,27 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             return None
 
-    def _bury(self, group: Sequence[str], code: int, *, killed: bool, log_from: int) -> None:
-        """Write the end of the job at which a worker died."""
-        name = self.watch.current or next(n for n in group if self.watch.jobs[n].state not in ("done", "failed"))
-        step = self.watch.jobs[name].step
-        if killed:
-            message = f"did not end within {self.grace_s:.0f} s of being asked and was killed; the last checkpoint is good."
-            event = Ended(at_s=self.uptime_s, job=name, state="stopped", step=step, message=message)
-        else:
-            cause, why = _cause_of(code, _tail(self.root / "supervisor.log", log_from))
-            event = Ended(at_s=self.uptime_s, job=name, state="failed", step=step, message=why, code=cause)
+    def _bury(self, names: Sequence[str], code: int, *, killed: bool, log_from: int) -> None:
+        """Write the end of the jobs at which a worker died."""
+        for name in names:
+            step = self.watch.jobs[name].step
+            if killed:
+                message = f"did not end within {self.grace_s:.0f} s of being asked and was killed; the last checkpoint is good."
+                event = Ended(at_s=self.uptime_s, job=name, state="stopped", step=step, message=message)
+            else:
+                cause, why = _cause_of(code, _tail(self.root / "supervisor.log", log_from))
+                event = Ended(at_s=self.uptime_s, job=name, state="failed", step=step, message=why, code=cause)
+            self._write(event)
+            if self.watch.jobs[name].state not in ("done", "failed", "stopped"):
+                self.watch.jobs[name] = JobState(state=event.state, step=step, message=event.message)
+
+    def _write(self, event: AnyEvent) -> None:
+        """Into the event log; a full disk must not end the watch over the clock."""
         try:
             self.log(event)
-        except OSError as error:  # a full disk must not end the watch over the clock
-            _say(2, f"the end of {name} cannot be written: {error}")
+        except OSError as error:
+            _say(2, f"an event of {event.job} cannot be written: {error}")
         self.watch.look()
-        if self.watch.jobs[name].state not in ("done", "failed", "stopped"):
-            self.watch.jobs[name] = JobState(state=event.state, step=step, message=event.message)
 
     def _tell(self, state: Literal["running", "ended"], reason: Reason = "") -> None:
         """Replace status.json, about once a second and at the end. A full disk does not end the supervisor."""
@@ -216,9 +245,10 @@ class Supervisor:
             _say(2, f"status.json cannot be written: {error}")
 
 
-def worker_command(root: Path, group: Sequence[str]) -> list[str]:
+def worker_command(root: Path, group: Sequence[str], together: bool) -> list[str]:
     """The process that trains these jobs."""
-    return [sys.executable, "-m", "trainer", "--root", str(root), *(str(root / "jobs" / name / "job.json") for name in group)]
+    way = "--together" if together else "--one-by-one"
+    return [sys.executable, "-m", "trainer", "--root", str(root), way, *(str(root / "jobs" / name / "job.json") for name in group)]
 
 
 def _base_of(root: Path, name: str) -> tuple[str, ...]:

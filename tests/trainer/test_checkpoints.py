@@ -27,9 +27,7 @@ def saved(folder: Path, *steps: int, digest: str = "d") -> Adapter:
     for step in steps:
         adapter.flat["unet"].grad = torch.ones_like(adapter.flat["unet"])
         optimizer.step()
-        checkpoint.save(
-            folder, step=step, digest=digest, adapter=adapter, optimizer=optimizer, scaler=LossScale(enabled=True, value=8.0, good=3)
-        )
+        checkpoint.save(folder, checkpoint.State(step, digest, adapter, optimizer, LossScale(enabled=True, value=8.0, good=3)))
     return adapter
 
 

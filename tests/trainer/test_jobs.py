@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from trainer import train
 from trainer.errors import SpecError
 from trainer.families import sd15
-from trainer.jobs import Place, run_job
+from trainer.jobs import Place
 from trainer.protocol import AnyEvent, Committed, Ended, EventReader, JobSpec, Phase, Started, Step, Warned, dump_event
+from trainer.together import run_job
 
 Spec = Callable[..., dict[str, Any]]
 

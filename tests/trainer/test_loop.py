@@ -37,7 +37,7 @@ def lane(world: Path, model: sd15.Model, spec: Callable[..., dict[str, Any]]) ->
         samples = dataset.scan(world / "data", job).samples
         fits = dataset.fits(job, samples)
         hashes = [jobs.file_hash(s.image) for s in samples]
-        rates = jobs._rates(job)
+        rates = jobs.rates_of(job)
         targets = model.targets(list(rates))
         data = jobs._cached(job, place, sd15, model, jobs._Pictures(samples, fits, hashes))
         model.prepare(targets, checkpointing=job.gradient_checkpointing)
@@ -139,7 +139,7 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: sd15
     whole = lane(steps=8, **OPTIONS[kind])
     losses, middle = [], {}
     for step in range(8):
-        checkpoint.save(tmp_path / str(step), step=step, digest="d", adapter=whole.adapter, optimizer=whole.optimizer, scaler=whole.scaler)
+        checkpoint.save(tmp_path / str(step), checkpoint.State(step, "d", whole.adapter, whole.optimizer, whole.scaler))
         middle[step] = weights(whole)
         losses += run(model, whole, 1)
     for cut in (1, 4, 7):

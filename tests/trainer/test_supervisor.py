@@ -64,7 +64,7 @@ def session(root: Path, jobs: dict[str, str], lifetime_s: float = 60, bases: Seq
 
 
 def supervisor(root: Path, queue: Session, **more: Any) -> Supervisor:
-    def command(where: Path, group: Sequence[str]) -> list[str]:
+    def command(where: Path, group: Sequence[str], _together: bool) -> list[str]:
         with (root / "groups").open("a") as file:
             file.write(" ".join(group) + "\n")
         return [sys.executable, "-c", WORKER, str(where), *group]
