@@ -56,6 +56,8 @@ def test_a_machine_without_rsync_gets_everything_over_sftp(bare: Cloud, tmp_path
 def check_the_trainer(session: Path) -> None:
     """The trainer over there is the one of this very checkout, file by file, and nothing beside it."""
     here = {p.relative_to(ROOT): p.read_bytes() for p in (ROOT / "trainer").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    there = {p.relative_to(session): p.read_bytes() for p in (session / "trainer").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    there = {
+        p.relative_to(session): p.read_bytes() for p in (session / "trainer").rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
     assert len(here) > 15
     assert {p: sha256(data).hexdigest() for p, data in there.items()} == {p: sha256(data).hexdigest() for p, data in here.items()}

@@ -133,7 +133,7 @@ def test_a_mistake_is_named_before_anything_is_rented(mistake: str, lorry: Lorry
 def test_a_cloud_that_cannot_be_reached_is_said(lorry: Lorry, quick: Path):
     done = lorry("run", str(quick), "-y", "--json", LORRY_SANDBOX_URL="http://127.0.0.1:9")
     assert done.code == 4
-    assert "127.0.0.1:9" in done.err
+    assert "cannot be reached" in done.err
     assert done.document["exit_code"] == 4
     assert lorry.runs == []
 

@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "orchestrator.cli"]
 GIB = 2**30
 
 
-def poll(condition: Callable[[], Any], *, what: str, timeout_s: float = 60.0) -> Any:
+def poll(condition: Callable[[], Any], *, what: str, timeout_s: float = 120.0) -> Any:
     """Wait until it is true and return it; say what was not when it never is."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -177,7 +177,7 @@ class Running:
         self.process.kill()
         self.process.wait(10)
 
-    def end(self, timeout_s: float = 120.0) -> Done:
+    def end(self, timeout_s: float = 300.0) -> Done:
         """Wait for its end."""
         code = self.process.wait(timeout_s)
         return Done(code=code, out=self.out.read_text(encoding="utf-8"), err=self.said)
@@ -218,7 +218,7 @@ class Lorry:
         self.started.append(Running(process, out, err))
         return self.started[-1]
 
-    def __call__(self, *arguments: str, timeout_s: float = 120.0, **env: str) -> Done:
+    def __call__(self, *arguments: str, timeout_s: float = 300.0, **env: str) -> Done:
         """Run a command to its end."""
         return self.start(*arguments, **env).end(timeout_s)
 
@@ -265,7 +265,7 @@ class Lorry:
         return max((e["step"] for e in map(json.loads, lines) if e["kind"] == "step"), default=0)
 
     @contextmanager
-    def standing(self, step: int, *, meanwhile: Callable[[], object] = lambda: None, timeout_s: float = 90.0) -> Iterator[str]:
+    def standing(self, step: int, *, meanwhile: Callable[[], object] = lambda: None, timeout_s: float = 240.0) -> Iterator[str]:
         """Training has done `step` (or one or two more) and stands still until the block ends. Gives the run's id."""
         poll(lambda: (meanwhile(), self.step() >= step)[1], what=f"step {step}", timeout_s=timeout_s)
         (worker,) = children_of(supervisor_of(self.cloud.session(self.run)))
