@@ -40,6 +40,7 @@ class Interrupts:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
         self.count += 1
         words = {
             1: "stopping: a checkpoint is made and fetched, then the machine is destroyed (once more: destroy it now)",

@@ -287,7 +287,8 @@ def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_u
     nearest = min(fitting, key=lambda c: worst_usd(c, disk))
     needed = rounded_up(spent_usd + worst_usd(nearest, disk))
     return OverBudget(
-        f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}: the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)"
+        f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}:"
+        f" the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)"
         + (f", of which ${rounded_up(spent_usd)} is spent" if spent_usd else ""),
         hint=f"set budget.max_usd to {needed} or more, or lower steps",
     )

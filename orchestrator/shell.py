@@ -224,7 +224,7 @@ class Shell:
 
     def connect(self) -> str:
         """Log in once, now, and return the host key's fingerprint; raises what went wrong."""
-        return self._again(lambda: self._fingerprint(), "log in")
+        return self._again(self._fingerprint, "log in")
 
     def probe(self) -> bool:
         """Whether the machine lets us in at this moment; one try, no waiting."""
@@ -367,7 +367,8 @@ class Shell:
                 file.write(line + "\n")
         elif line not in pinned:
             raise IntegrityError(
-                f"the machine at {host} shows another host key than before: it is not the machine that was rented, or somebody is in between",
+                f"the machine at {host} shows another host key than before:"
+                " it is not the machine that was rented, or somebody is in between",
                 hint="nothing was sent to it; the machine is given back",
             )
 

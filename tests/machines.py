@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from orchestrator.shell import KeyFiles, Shell, make_keys
 from providers.base import SSHEndpoint
@@ -81,7 +82,7 @@ class Proxy:
     port: int = 0
     _open: list[socket.socket] = field(default_factory=list)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -65,7 +66,7 @@ def test_a_life_is_told_whole():
 def test_events_survive_any_chunking(cuts: list[int]):
     progress, reader = Progress(["lisa", "forest"]), EventReader()
     edges = [0, *sorted(cuts), len(WHOLE)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         for event in reader.feed(WHOLE[start:end]):
             progress.take(event)
     assert summary(progress) == summary(told(WHOLE))

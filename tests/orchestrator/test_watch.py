@@ -165,9 +165,7 @@ def test_the_most_precious_comes_home_first(world: World):
     world.commit("lisa.safetensors", "adapter", 3, final=True)
     world.begin()
     assert fetch_now(world.trip, world.machine) == 8
-    assert [Path(p).name for p in world.shell.fetched] == [
-        "lisa.safetensors", "lisa-2.safetensors", "lisa-3.safetensors", "lisa-2.safetensors", "lisa-1.safetensors", "3.png", "2.png", "1.png",
-    ]  # fmt: skip
+    assert [Path(p).stem for p in world.shell.fetched] == ["lisa", "lisa-2", "lisa-3", "lisa-2", "lisa-1", "3", "2", "1"]
 
 
 def test_what_is_at_home_is_not_fetched_again(world: World):
@@ -342,7 +340,7 @@ def test_events_without_end_are_a_reason_to_leave(world: World, monkeypatch: pyt
     world.begin()
     with pytest.raises(IntegrityError, match="more than 10000 bytes of events"):
         watch(world.trip, world.machine, PYTHON)
-    assert (world.folder.path / "events-1.jsonl").stat().st_size if (world.folder.path / "events-1.jsonl").exists() else 0 <= 10_000
+    assert sum(file.stat().st_size for file in world.folder.path.glob("events-*")) <= 10_000
 
 
 def test_a_damaged_adapter_ends_it_and_is_on_the_meter(world: World):
