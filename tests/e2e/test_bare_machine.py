@@ -55,9 +55,12 @@ def test_a_machine_without_rsync_gets_everything_over_sftp(bare: Cloud, tmp_path
 
 def check_the_trainer(session: Path) -> None:
     """The trainer over there is the one of this very checkout, file by file, and nothing beside it."""
-    here = {p.relative_to(ROOT): p.read_bytes() for p in (ROOT / "trainer").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    there = {
-        p.relative_to(session): p.read_bytes() for p in (session / "trainer").rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    }
+    here, there = hashes(ROOT / "trainer"), hashes(session / "trainer")
     assert len(here) > 15
-    assert {p: sha256(data).hexdigest() for p, data in there.items()} == {p: sha256(data).hexdigest() for p, data in here.items()}
+    assert there == here
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of every file below, but what Python compiled for itself."""
+    found = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in found}
