@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from sandbox_help import poll
 from providers.sandbox.happenings import Happening
 from providers.sandbox.market import BootTimes
 from providers.sandbox.server import Server
-from providers.sandbox.vast_rows import holds, matches, stock
 
 PYTHON = Path(os.environ.get("VASTAI_PYTHON") or Path(sys.prefix) / "clients" / "vastai" / "bin" / "python")
 needs_client = pytest.mark.skipif(not PYTHON.exists(), reason=f"Vast's own client is not in {PYTHON}: run `make setup`")
