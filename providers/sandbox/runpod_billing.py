@@ -13,7 +13,7 @@ from .market import Market, MarketError
 
 
 def history(market: Market, account: str, query: Mapping[str, str], step_s: float, *, by_pod: bool) -> dict[str, Any]:
-    """Records of an account: one a pod and bucket; those without spend are left out. Charges have come as far as the last `step_s`."""
+    """Records of an account: one a pod and bucket; those without spend are left out. Charges come every `step_s`."""
     edges, size = _buckets(query, market.now())
     pod_id = query.get("podId", "") if by_pod else ""
     records = list(_records(_charged(market, account, edges, step_s), edges, pod_id))
@@ -26,14 +26,18 @@ def history(market: Market, account: str, query: Mapping[str, str], step_s: floa
 
 
 def _charged(market: Market, account: str, edges: Sequence[datetime], step_s: float) -> list[dict[str, Decimal]]:
-    """Dollars of each pod's parts up to each edge."""
-    now, events, sums = market.now(), market.events(), []
-    known = datetime.fromtimestamp(now.timestamp() // step_s * step_s, UTC) if step_s else now
-    for edge in edges:
-        until = min(edge, known)
-        bill = fold([one for one in events if datetime.fromisoformat(one["at"]) <= until], until)
-        mine = [machine for machine in bill.machines if machine.account == account]
-        sums.append({f"{machine.id} {part}": getattr(machine, f"{part}_usd") for machine in mine for part in ("gpu", "disk")})
+    """Dollars of each pod's parts up to each edge. A pod is charged in steps from its creation on: its last one comes after its end."""
+    now, events = market.now(), market.events()
+    sums: list[dict[str, Decimal]] = [{} for _ in edges]
+    for begin in (one for one in events if one["event"] == "created" and one["account"] == account):
+        created = datetime.fromisoformat(begin["at"])
+        step = timedelta(seconds=step_s)
+        known = created + (now - created) // step * step if step else now
+        own = [one for one in events if one["machine"] == begin["machine"]]
+        for edge, found in zip(edges, sums, strict=True):
+            until = min(edge, known)
+            for machine in fold([one for one in own if datetime.fromisoformat(one["at"]) <= until], until).machines:
+                found |= {f"{machine.id} gpu": machine.gpu_usd, f"{machine.id} disk": machine.disk_usd}
     return sums
 
 

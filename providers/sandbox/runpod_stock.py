@@ -212,5 +212,5 @@ CONTAINER = """\
 mkdir -p "$TMPDIR/container" && cd "$TMPDIR/container" || exit
 printf '#!/bin/sh\\nexec sleep 1000000\\n' >sshd
 for name in apt-get ssh-keygen service rsync; do printf '#!/bin/sh\\n' >$name; done
-chmod +x ./* && PATH="$PWD:$PATH" && cd / && exec {command}
+chmod +x ./* && PATH="$PWD:$PATH" && cd && exec {command}
 """

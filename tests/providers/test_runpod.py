@@ -156,8 +156,9 @@ def test_a_create_asks_for_one_gpu_type_in_one_place_and_a_driver_that_fits_the_
     spec = LaunchSpec(label="a", image="pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime", disk_gib=7, ssh_public_key=PUBLIC, onstart="echo 1")
     body = create_body(cloud.offer("SECURE/EU-SE-1/NVIDIA GeForce RTX 4090"), spec)
     assert body.pop("cmd") == ["sh", "-c", START, "lorry", "echo 1"]
+    assert body.pop("startSsh") is True
     assert body == {
-        "name": "a", "image": spec.image, "cloud": "SECURE", "disk": 7, "ports": ["22/tcp"], "env": {"PUBLIC_KEY": PUBLIC}, "startSsh": True,
+        "name": "a", "image": spec.image, "cloud": "SECURE", "disk": 7, "ports": ["22/tcp"], "env": {"PUBLIC_KEY": PUBLIC},
         "gpu": {"id": "NVIDIA GeForce RTX 4090", "count": 1, "minCudaVersion": "12.8"}, "dataCenterIds": ["EU-SE-1"],
     }  # fmt: skip
     community = create_body(
