@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -32,9 +31,8 @@ from providers.sandbox.server import Server, every_face
 
 BOOT = BootTimes(created_s=0.05, loading_s=0.05)
 STEP_S = 300.0
-PYTHON = os.environ.get("LORRY_TEST_RUNPOD_PYTHON", "") or sys.executable
-"""A Python that has the official `runpod` package: this one, as the `dev` extra brings it."""
-HAS_PACKAGE = bool(os.environ.get("LORRY_TEST_RUNPOD_PYTHON") or importlib.util.find_spec("runpod"))
+PYTHON = Path(os.environ.get("RUNPOD_PYTHON") or Path(sys.prefix) / "clients" / "runpod" / "bin" / "python")
+"""A Python that has the official `runpod` package, in an environment of its own, as the set-up makes it."""
 
 
 class RunPodAPI:
@@ -133,11 +131,11 @@ print(json.dumps(say), flush=True)
 """
 
 
-@pytest.mark.skipif(not HAS_PACKAGE, reason="the `runpod` package is not installed (extra `dev`)")
+@pytest.mark.skipif(not PYTHON.exists(), reason=f"the `runpod` package is not there: {PYTHON} (.ci/setup makes it)")
 def test_the_official_package_lives_its_whole_life(api: RunPodAPI, tmp_path: Path) -> None:
     """Unmodified, pointed here by its own variable: look, rent, log in, stop, resume, end."""
     env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "RUNPOD_API_BASE_URL": api.graphql_url.removesuffix("/graphql")}
-    command = [PYTHON, "-c", LIFE, api.key, api.public_key]
+    command = [str(PYTHON), "-c", LIFE, api.key, api.public_key]
     process = subprocess.Popen(
         command, env=env, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
