@@ -33,6 +33,7 @@ from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, 
 from .http import Answer, CloudHTTP
 
 URL = "https://console.vast.ai"
+KEY_HINT = "put a key of console.vast.ai/manage-keys into VAST_API_KEY"
 GB_PER_GIB = Decimal(2**30) / 10**9
 HOURS_PER_MONTH = 720
 MIN_DISK_GB = 8
@@ -58,17 +59,18 @@ STATUSES = {
     "stopped": InstanceStatus.STOPPED,
 }
 """`offline`, `frozen` and `unknown` are not in it: such a machine may come back and bill."""
-DEAD_ON_ARRIVAL = re.compile(r"OCI runtime create failed|manifest unknown|pull access denied|Error response from daemon", re.IGNORECASE)
+DEAD_ON_ARRIVAL = re.compile(r"OCI runtime create failed|manifest unknown|pull access denied", re.IGNORECASE)
 
 REFUSALS: Mapping[str, type[ProviderError]] = {
     "no_such_ask": NoCapacity,
     "invalid_price": NoCapacity,  # the market moved between search and bid
     "insufficient_credit": Refused,
     "spend_rate_limit": Refused,
-    "invalid_args": Refused,
+    "invalid_args": NoCapacity,  # mostly an offer that has gone, or one that has less disk than it said
 }
 """Errors of a create that are certain to have rented nothing, as long as no `new_contract` stands beside them."""
-OFFER_GONE = re.compile(r"no_such_ask|not available|no longer available|not your own", re.IGNORECASE)
+HOST = re.compile(r"[0-9A-Za-z][0-9A-Za-z.:-]*\Z")
+"""An address, and nothing that a program could take for an option."""
 ABSENT = frozenset({"no_such_instance", "not_found"})
 READABLE = frozenset({200, 400, 402, 403, 404, 409, 410, 422})
 """Statuses whose body decides: Vast answers a wrong key with 401, 403 or 404."""
@@ -84,7 +86,6 @@ def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
 T = TypeVar("T")
 Loose = Annotated[T | None, WrapValidator(_or_none)]
 """A field that we can do without: None where it cannot be read."""
-Money = Annotated[Decimal, Field(ge=0, le=1000, allow_inf_nan=False)]
 
 
 class _Model(BaseModel):
@@ -110,7 +111,7 @@ class _Offer(_Rates):
     gpu_ram: Annotated[float, Field(ge=1000, le=2_000_000)]
     disk_space: Annotated[float, Field(ge=0, le=1_000_000)]
     dph_total: Annotated[Decimal, Field(gt=0, le=2000)]
-    min_bid: Money | None = None
+    min_bid: Annotated[Decimal, Field(ge=0, le=1000)] | None = None
     inet_down: Annotated[float, Field(ge=0)] | None = None
     inet_up: Annotated[float, Field(ge=0)] | None = None
     reliability: Annotated[float, Field(ge=0, le=1)] | None = Field(None, validation_alias=AliasChoices("reliability2", "reliability"))
@@ -148,7 +149,7 @@ class _Row(_Model):
     ssh_host: Loose[str] = None
     ssh_port: Loose[Annotated[int, Field(gt=0, lt=65535)]] = None
     image_runtype: Loose[str] = None
-    ssh_user: str = "root"
+    ssh_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] = "root"
     """Only the practice cloud says it, whose machines cannot all be root."""
 
 
@@ -233,12 +234,12 @@ class Vast:
             "runtype": "ssh_direc ssh_proxy",  # sic
             "cancel_unavail": not offer.interruptible,  # else a busy machine leaves the request waiting, to bill one day
         }
-        answer = self._ask("create", "PUT", f"/api/v0/asks/{offer.id.partition('/')[0]}/", json=body)
+        answer = self._ask("create", "PUT", f"/api/v0/asks/{offer.id.partition('/')[0]}/", body=body)
         ids = _ids(answer.data)
         if answer.status != 200 or not _dict(answer.data).get("success") or not ids:
             raise _refused(answer, offer, ids)
         with suppress(ProviderError):  # sometimes only one of the two ways puts the key there; an error here must not lose the machine
-            self._ask("ssh", "POST", f"/api/v0/instances/{ids[0]}/ssh/", json={"ssh_key": spec.ssh_public_key})
+            self._ask("ssh", "POST", f"/api/v0/instances/{ids[0]}/ssh/", body={"ssh_key": spec.ssh_public_key})
         return Instance(
             provider=self.name,
             id=ids[0],
@@ -252,7 +253,7 @@ class Vast:
 
     def describe(self, instance_id: str) -> Instance:
         answer = self._ask("show", "GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
-        if self._absent(answer):
+        if answer.data == {"instances": None} or self._absent(answer):  # destroyed is the first, exactly; never there the second
             return Instance(provider=self.name, id=instance_id, label="", status=InstanceStatus.GONE)
         instance = self._instance(_dict(answer.data).get("instances"))
         if instance.id != instance_id:
@@ -265,7 +266,7 @@ class Vast:
         for _ in range(PAGE_LIMIT):
             page = _read(_Page, self._ask("list", "GET", "/api/v1/instances/", params=params).data)
             rows |= {instance.id: instance for instance in map(self._instance, page.instances)}
-            if not page.next_token:
+            if not page.next_token or not page.success:
                 break
             params["after_token"] = page.next_token
         if not page.success or page.next_token or len(rows) < page.total_instances:
@@ -273,7 +274,7 @@ class Vast:
         return list(rows.values())
 
     def terminate(self, instance_id: str) -> None:
-        answer = self._ask("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", json={})
+        answer = self._ask("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
         if not self._absent(answer) and _dict(answer.data).get("success") is not True:
             raise _odd(answer, f"destroy instance {instance_id}")
 
@@ -300,36 +301,31 @@ class Vast:
 
     @cached_property
     def _http(self) -> CloudHTTP:
-        hint = "put a key of console.vast.ai/manage-keys into VAST_API_KEY"
-        return CloudHTTP(self._url, cloud="Vast", key=self._key, key_hint=hint, ids_in=_ids)
+        return CloudHTTP(self._url, cloud="Vast", key=self._key, key_hint=KEY_HINT, ids_in=_ids)
 
-    def _ask(self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, json: object | None = None) -> Answer:
+    def _ask(self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, body: object | None = None) -> Answer:
         """One call, in its turn; the answers that say nothing of its effect, and those about key and limits, are errors for every kind."""
         if (wait_s := self._called_at.get(kind, -math.inf) + self._intervals_s.get(kind, 0.0) - self._monotonic_s()) > 0:
             self._sleep(wait_s)
         try:
-            answer = self._http.call(method, path, params=params, json=json, expect=READABLE)
+            answer = self._http.call(method, path, params=params, json=body, expect=READABLE)
         except RateLimited as error:
             raise _limited(error) from None
         finally:
             self._called_at[kind] = self._monotonic_s()
+        if (clean := self._http.redact(text := json.dumps(answer.data))) != text:
+            answer = Answer(answer.status, json.loads(clean))  # what they repeat of our key gets into no message
         code, message = _said(answer.data)
         if code == "auth_error" or (answer.status == 403 and not code):
-            raise AuthError(
-                self._http.redact(f"Vast answered {method} {path} with {answer.status}: {message or 'forbidden'}"),
-                hint="check VAST_API_KEY at console.vast.ai/manage-keys",
-            )
+            raise AuthError(f"Vast answered {method} {path} with {answer.status}: {message or 'forbidden'}", hint=KEY_HINT)
         if code == "rate_limit_exceeded":
             raise _limited(RateLimited(f"Vast: {message}"))
         return answer
 
     def _absent(self, answer: Answer) -> bool:
-        """Whether Vast itself says that there is no such instance, to a key that is good at this moment.
-
-        A destroyed one is `{"instances": null}`; one that never was, or was somebody else's, a 404. Any other 404 says nothing.
-        """
+        """Whether Vast itself says that there is no such instance, to a key that is good at this moment. Any other 404 says nothing."""
         if answer.status == 200:
-            return bool(answer.data == {"instances": None})
+            return False
         if answer.status != 404 or _said(answer.data)[0] not in ABSENT:
             raise _odd(answer, "an instance")
         self.account()  # a session that has expired sees no instance either
@@ -343,7 +339,7 @@ class Vast:
         for page in range(SEARCH_PAGES):
             body = query | ({"dph_total": {**query.get("dph_total", {}), floor[0]: floor[1]}} if floor else {})
             try:
-                answer = self._ask("search", "POST", "/api/v0/bundles/", json=body)
+                answer = self._ask("search", "POST", "/api/v0/bundles/", body=body)
             except RateLimited:
                 if page == 0:
                     raise
@@ -352,9 +348,10 @@ class Vast:
             if not isinstance(rows, list):
                 raise _odd(answer, "a search")
             found |= dict(offers_from(rows, kind, faults))
-            last = _dict(rows[-1]).get("dph_total") if rows else None
-            if len(rows) < ROWS or not isinstance(last, int | float):
+            prices = [float(price) for row in rows if isinstance(price := _dict(row).get("dph_total"), int | float) and 0 < price < 1e6]
+            if len(rows) < ROWS or not prices:
                 break
+            last = max(prices)
             floor = ("gte" if floor is None or last > floor[1] else "gt", last)  # gt: one price fills a whole page
         if faults and not found:
             raise UnexpectedResponse(f"none of Vast's {len(faults)} offers can be read; the first: {faults[0]}")
@@ -381,12 +378,13 @@ class Vast:
         if row.actual_status != "running":
             return None
         port = next((port.HostPort for port in (row.ports or {}).get("22/tcp") or []), None)
-        if port and row.public_ipaddr and row.public_ipaddr.strip():  # it was seen to end in a line break
-            return SSHEndpoint(host=row.public_ipaddr.strip(), port=port, user=row.ssh_user)
+        address, proxy = (HOST.match((host or "").strip()) for host in (row.public_ipaddr, row.ssh_host))  # seen with a line break
+        if port and address:
+            return SSHEndpoint(host=address[0], port=port, user=row.ssh_user)
         waited_s = self._monotonic_s() - self._portless_since.setdefault(row.id, self._monotonic_s())
-        if not row.ssh_host or not row.ssh_port or (row.direct_port_count and waited_s < PORTS_PATIENCE_S):
+        if not proxy or not row.ssh_port or (row.direct_port_count and waited_s < PORTS_PATIENCE_S):
             return None
-        return SSHEndpoint(host=row.ssh_host, port=row.ssh_port + ("jupyter" in (row.image_runtype or "")), user=row.ssh_user)
+        return SSHEndpoint(host=proxy[0], port=row.ssh_port + ("jupyter" in (row.image_runtype or "")), user=row.ssh_user)
 
 
 def search_body(wanted: Requirements, kind: str) -> dict[str, Any]:
@@ -530,8 +528,7 @@ def _odd(answer: Answer, what: str, ids: tuple[str, ...] = ()) -> UnexpectedResp
 def _refused(answer: Answer, offer: Offer, ids: tuple[str, ...]) -> ProviderError:
     """Why a create did not end well; only what certainly rented nothing is told as such."""
     code, words = _said(answer.data)
-    kind = NoCapacity if code == "invalid_args" and OFFER_GONE.search(words) else REFUSALS.get(code)
-    if ids or kind is None:
+    if ids or (kind := REFUSALS.get(code)) is None:
         return _odd(answer, f"offer {offer.id}", ids)
     hint = "see credit and limits at cloud.vast.ai/billing" if code in ("insufficient_credit", "spend_rate_limit") else ""
     return kind(f"Vast did not rent offer {offer.id}: {code}: {words}"[:500], hint=hint)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_help import poll
 
-from providers.base import Instance, InstanceStatus, LaunchSpec, Offer, Requirements
+from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
 from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
@@ -221,10 +221,21 @@ def test_an_offer_that_does_not_say_a_price_is_no_offer(missing: str) -> None:
 
 def test_a_search_none_of_which_can_be_read_is_an_error_and_no_empty_market(cloud: VastCloud) -> None:
     cloud.script(Fault(endpoint="vast.search", body=json.dumps({"offers": [{"id": 1}]})))
-    with pytest.raises(UnexpectedResponse, match="none of Vast's 1 offers can be read; the first: .*required"):
+    with pytest.raises(UnexpectedResponse, match=r"none of Vast's 1 offers can be read; the first: .*required"):
         cloud.provider.offers(NEEDS)
     cloud.script(Fault(endpoint="vast.search", body='{"offers": []}'))
     assert cloud.provider.offers(NEEDS) == []
+
+
+@pytest.mark.parametrize("price", ["NaN", "Infinity", "-1", "null", '"0.5"', "0.07"])
+def test_a_full_page_of_one_price_or_of_none_ends_the_search(cloud: VastCloud, price: str) -> None:
+    """Sixty-four rows, the last of which costs something absurd."""
+    rows = [json.dumps(ROW | {"id": n + 1, "dph_total": 0.07}) for n in range(63)] + [json.dumps(ROW | {"id": 64}).replace(
+        json.dumps(ROW["dph_total"]), price
+    )]  # fmt: skip
+    cloud.script(Fault(endpoint="vast.search", body=f'{{"offers": [{", ".join(rows)}]}}'))
+    assert len(cloud.provider.offers(NEEDS)) >= 63
+    assert cloud.calls("search") == 10, "never more than so many pages"
 
 
 def test_a_search_that_runs_into_its_limit_keeps_the_cheapest(cloud: VastCloud) -> None:
@@ -258,7 +269,7 @@ def answer(code: str, text: str = "by script", **more: object) -> str:
         (403, answer("insufficient_credit"), Refused),
         (400, answer("spend_rate_limit"), Refused),
         (429, answer("spend_rate_limit"), Refused),
-        (400, answer("invalid_args", "error 400/3467: Invalid args: image"), Refused),
+        (400, answer("invalid_args", "error 400/3467: Invalid args: disk"), NoCapacity),
         (401, answer("auth_error", "Invalid user key"), AuthError),
         (403, answer("auth_error", "This action requires login."), AuthError),
         (404, answer("auth_error", "Invalid user key"), AuthError),
@@ -527,6 +538,13 @@ def test_a_contract_that_ends_is_stopped_and_still_listed(cloud: VastCloud) -> N
     assert [i.status for i in cloud.provider.instances()] == [InstanceStatus.STOPPED]
 
 
+@pytest.mark.parametrize("host", ["-oProxyCommand=x", "a b", "", "a;b", "$(x)", "é", "a\nb"])
+def test_an_address_that_is_none_is_not_passed_on(cloud: VastCloud, host: str) -> None:
+    row = {"id": 5, "label": "l", "actual_status": "running", "public_ipaddr": host, "ssh_host": host, "ssh_port": 22}
+    cloud.script(Fault(endpoint="vast.show", body=json.dumps({"instances": row | {"ports": {"22/tcp": [{"HostPort": "22"}]}}})))
+    assert cloud.provider.describe("5").ssh is None
+
+
 # Listing and the end
 
 
@@ -600,6 +618,16 @@ def test_a_key_that_was_revoked_is_never_an_absence(cloud: VastCloud) -> None:
         with pytest.raises(AuthError) as caught:
             call()
         assert "VAST_API_KEY" in caught.value.hint
+
+
+def test_a_key_that_the_cloud_repeats_is_in_no_message(cloud: VastCloud) -> None:
+    key = cloud.provider._key
+    for status in (200, 400, 401, 403, 404, 429, 500):
+        cloud.script(Fault(endpoint="*", status=status, body=answer("strange", f"the key {key} is odd")))
+        for call in (cloud.provider.instances, cloud.provider.account, lambda: cloud.provider.describe("5"), cloud.launch):
+            with pytest.raises(ProviderError) as caught:
+                call()
+            assert key not in repr(caught.value) + str(caught.value.__cause__)
 
 
 # Limits
