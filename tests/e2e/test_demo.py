@@ -96,7 +96,7 @@ def test_heldout_loss_falls_with_the_adapter(concept: str, demo: dict[str, Any],
 
 @pytest.mark.parametrize("concept", CONCEPTS)
 def test_pictures_move_towards_the_dataset_with_the_adapter_and_not_without(concept: str, demo: dict[str, Any], pipeline: Any):
-    """Same prompt, same seeds: nearer to held-out pictures of the subject, not to those of the other one."""
+    """Same prompt, same seeds: nearer to held-out pictures of the subject than the base draws, and than the other adapter draws."""
     from templates.demo.evaluate import load_pictures, nearness
 
     (other,) = CONCEPTS.keys() - {concept}
@@ -107,8 +107,8 @@ def test_pictures_move_towards_the_dataset_with_the_adapter_and_not_without(conc
         taught_one = nearness(pipeline, *asked)
     with taught(pipeline, demo[other]):
         foreign = nearness(pipeline, *asked)
-    assert taught_one.to_references < 0.9 * without.to_references
-    assert taught_one.margin > without.margin
+    assert taught_one.to_references < 0.95 * without.to_references
+    assert taught_one.to_references < foreign.to_references
     assert taught_one.margin > foreign.margin
 
 
