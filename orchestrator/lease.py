@@ -8,10 +8,10 @@ twice over: the instance and a whole listing. Knows nothing of SSH or training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from providers.base import Instance, InstanceStatus, LaunchSpec, Offer, Prices, Provider
 from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused
@@ -28,6 +28,8 @@ GRACE_S = 180.0
 PATIENCE_S = 180.0
 """How long a foreground command goes on destroying before it says that something may still bill."""
 POLL_S = 2.0
+CLEAN_LOOKS, LOOK_AGAIN_S = 2, 1.0
+"""A single look may be answered by a replica that lags behind, or by one that lies."""
 CERTAIN = (NoCapacity, Refused, AuthError, RateLimited)
 """Errors of a create that rented nothing, unless they name an instance."""
 
@@ -51,6 +53,8 @@ class Lease:
     ledger: Ledger
     clock: Clock
     instance_ids: list[str] = field(default_factory=list)
+    seen: bool = False
+    """Whether this process has seen the machine alive: until then its absence may be its youth."""
 
     @classmethod
     def take(cls, provider: Provider, offer: Offer, spec: LaunchSpec, *, ledger: Ledger, clock: Clock) -> Lease:
@@ -115,7 +119,7 @@ class Lease:
                 raise NeverCreated("the machine that was asked for had never been created")
         return lease
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
@@ -123,7 +127,9 @@ class Lease:
 
     def describe(self) -> Instance:
         """The machine as the cloud sees it now."""
-        return self.provider.describe(self.instance_ids[0])
+        instance = self.provider.describe(self.instance_ids[0])
+        self.seen = self.seen or instance.status is not InstanceStatus.GONE
+        return instance
 
     def release(self, why: str, outcome: Mapping[str, Any] | None = None) -> None:
         """Destroy, and see that it is gone. May be called again. Raises `MayStillBill` when it cannot be seen.
@@ -138,7 +144,8 @@ class Lease:
         try:
             if not self.instance_ids:
                 self._search()
-            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock)
+            known = attempt.phase not in {Phase.LAUNCHING, Phase.BOOTING, Phase.RELEASING} or self.seen
+            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock, known=known)
         except MayStillBill:
             raise
         except BaseException as err:
@@ -180,69 +187,89 @@ class Lease:
         self.release(f"the create did not end well: {err or type(err).__name__}")
 
     def _search(self) -> None:
-        """Look for the label until it is found, or until the grace window that began with the intent is over."""
-        passed = (self.clock.now() - self.ledger.book().attempts[self.number].intended_at).total_seconds()
+        """Look for the label until it is found, or for the whole grace window.
+
+        Counted from now: the intent's time of day is no measure, somebody may have set the clock since.
+        """
         begun = self.clock.monotonic_s()
-        until = begun + min(GRACE_S, GRACE_S - passed)
         while True:
             try:
                 for found in self.provider.instances():
-                    if found.label == self.label:
+                    if is_ours(found.label, self.label):
                         with contextlib.suppress(OSError):  # see `release`
                             self._hold(found.id, "label")
+                if not self.instance_ids:
+                    self.provider.account()  # to a stranger everything is absent
             except ProviderError as err:
                 if self.clock.monotonic_s() >= begun + GRACE_S:
                     raise _cannot_tell(self.provider, self.label, err) from err
-                seen = False
             else:
-                seen = True
-            if self.instance_ids or (seen and self.clock.monotonic_s() >= until):
-                return
+                if self.instance_ids or self.clock.monotonic_s() >= begun + GRACE_S:
+                    return
             self.clock.sleep(POLL_S)
 
 
-def destroy(provider: Provider, instance_ids: list[str], label: str, clock: Clock, *, patience_s: float = PATIENCE_S) -> str:
+def is_ours(found: str, label: str) -> bool:
+    """Whether a machine's label is `label`, whole, or cut by its cloud somewhere behind the run's id."""
+    return found == label or (label.startswith(found) and len(found) >= len(label.rpartition("-a")[0]) > 0)
+
+
+def destroy(
+    provider: Provider, instance_ids: Sequence[str], label: str, clock: Clock, *, known: bool = True, patience_s: float = PATIENCE_S
+) -> str:
     """End the instances and watch until the cloud agrees; returns what was seen, for the ledger.
 
-    Gone means: every instance is described as gone, and a whole listing shows neither them nor the label.
-    Raises `MayStillBill` when that was not seen within `patience_s`.
+    Gone means, twice in a row: every instance is described as gone, a whole listing shows neither them nor the label, and the key
+    still works, for to a stranger everything is absent. An instance that was never seen alive (`known`) may be so young that the
+    cloud does not show it yet: it is looked for until the grace window is over. Raises `MayStillBill` when all this was not seen
+    within `patience_s`.
     """
-    until = clock.monotonic_s() + patience_s
-    trouble = "it is still there"
+    begun = clock.monotonic_s()
+    ids, unseen = list(instance_ids), set() if known else set(instance_ids)
+    clean, trouble = 0, "it is still there"
     while True:
-        for instance_id in instance_ids:  # trouble with one must not spare the next
-            trouble = _end(provider, instance_id) or trouble
+        for instance_id in ids:  # trouble with one must not spare the next
+            lives, told = _end(provider, instance_id)
+            trouble = told or trouble
+            if lives:
+                unseen.discard(instance_id)
+                clean = 0
         try:
-            if all(provider.describe(i).status is InstanceStatus.GONE for i in instance_ids):
-                alive = [i.id for i in provider.instances() if i.id in instance_ids or i.label == label]
-                if not alive:
-                    return f"{', '.join(instance_ids) or label}: described as gone and absent from a whole listing"
-                instance_ids = sorted({*instance_ids, *alive})
+            left = [i for i in ids if provider.describe(i).status is not InstanceStatus.GONE]
+            listed = {i.id for i in provider.instances() if i.id in ids or is_ours(i.label, label)}
+            provider.account()
         except Exception as err:  # noqa: BLE001  whatever it is: until it is seen to be gone, it may bill
-            trouble = str(err) or type(err).__name__
-        if clock.monotonic_s() >= until:
+            clean, trouble = 0, str(err) or type(err).__name__
+        else:
+            unseen -= {*left, *listed}
+            clean = 0 if left or listed else clean + 1
+            ids += sorted(listed - {*ids})
+        waited = clock.monotonic_s() - begun
+        if clean >= CLEAN_LOOKS and (not unseen or waited >= GRACE_S):
+            return f"{', '.join(ids) or label}: described as gone and absent from a whole listing, twice, with a key that works"
+        if waited >= patience_s and not (clean and waited < patience_s + POLL_S * CLEAN_LOOKS):
             raise MayStillBill(
-                f"{provider.name} instance {', '.join(instance_ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
+                f"{provider.name} instance {', '.join(ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
                 hint=f"stop it by hand at {provider.console_url}, or run `lorry reap`; lorry goes on trying at its every command",
             )
-        clock.sleep(POLL_S)
+        clock.sleep(LOOK_AGAIN_S if clean else POLL_S)
 
 
-def _end(provider: Provider, instance_id: str) -> str:
-    """Ask once for the end of an instance that is not gone. Returns the trouble, empty if there was none."""
+def _end(provider: Provider, instance_id: str) -> tuple[bool, str]:
+    """Ask once for the end of an instance that is not gone. Returns whether it was seen alive, and the trouble, empty if there was none."""
+    lives, trouble = False, ""
     try:
         if provider.describe(instance_id).status is InstanceStatus.GONE:
-            return ""
+            return False, ""
+        lives = True
     except Exception as err:  # noqa: BLE001  then it is ended unseen
         trouble = str(err) or type(err).__name__
-    else:
-        trouble = ""
     try:
         provider.terminate(instance_id)
     except Exception as err:  # noqa: BLE001  see `destroy`
-        return str(err) or type(err).__name__
+        return lives, str(err) or type(err).__name__
     crashpoint("terminated")
-    return trouble
+    return lives, trouble
 
 
 def _cannot_tell(provider: Provider, label: str, err: BaseException) -> MayStillBill:
@@ -264,7 +291,7 @@ def prices_of(attempt: Attempt) -> Prices:
 
 
 def usage_of(attempt: Attempt) -> Usage:
-    """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone. One never made used nothing."""
+    """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone. Never made: nothing."""
     never_was = attempt.gone_at is not None and not attempt.instance_ids
     return Usage(
         prices=prices_of(attempt),

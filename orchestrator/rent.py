@@ -24,6 +24,8 @@ from .trip import Trip
 TRIES = 5
 """Machines that are tried before the run gives up; each one is paid for while it boots."""
 POLL_S = 1.0
+MISSED_LOOKS = 5
+"""A cloud may not know a new machine by its id for some seconds."""
 LABEL = "lorry-"
 """Every label of ours begins so; nothing else is ever touched by `lorry reap`."""
 
@@ -164,7 +166,7 @@ def _reach(trip: Trip, lease: Lease) -> Machine | None:
     in_use = trip.book().attempts[lease.number].phase in {Phase.TRAINING, Phase.PULLING}
     until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
     shell: Shell | None = None
-    words = "no word from the provider yet"
+    words, missed = "no word from the provider yet", 0
     while trip.clock.monotonic_s() < until:
         (trip.check_urgent if in_use else trip.check_boot)()  # what has been trained is worth a log-in
         try:
@@ -175,10 +177,10 @@ def _reach(trip: Trip, lease: Lease) -> Machine | None:
             words = str(err)
         else:
             words = instance.status_text or instance.status
-            if instance.status is InstanceStatus.GONE:
-                lease.ledger.record(Signal.GONE, attempt=lease.number, evidence="the cloud says that it does not exist")
+            missed = missed + 1 if instance.status is InstanceStatus.GONE else 0
+            if missed >= MISSED_LOOKS:
                 words = "it has gone"
-                break
+                break  # giving it back sees whether that is so
             shell = _shell_for(trip, lease, instance, shell)
             if shell is not None and shell.probe():
                 return _reached(lease, shell)

@@ -355,7 +355,7 @@ def test_killed_before_and_after_every_effect_the_next_command_ends_it(tmp_path:
         assert ground.cloud.billing() == [], f"killed at effect {point}"
         assert ground.ledger.book().open_attempts == ()
         assert ground.cloud.creates <= 1
-    assert points == 15, "the number of points is known; a new effect is a new point"
+    assert points == 20, "the number of points is known; a new effect is a new point"
 
 
 def test_a_lease_that_was_never_created_is_closed_without_renting(tmp_path: Path):
