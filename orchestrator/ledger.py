@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -22,6 +23,7 @@ from .crashpoints import crashpoint
 from .lifecycle import PAYING, Phase, Signal, advance, heard
 
 VERSION = 1
+SIGNALS = frozenset(Signal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class Ledger:
         self._path = path
         self._clock = clock
         self.entries = read_entries(path.read_bytes()) if path.exists() else []
+        self._book = Book(self.entries)
         self._seq = self.entries[-1].seq if self.entries else 0
 
     def record(self, kind: str, *, attempt: int = 0, **data: Any) -> Entry:
@@ -101,12 +104,13 @@ class Ledger:
         if new:
             sync_folder(self._path.parent)
         self.entries.append(entry)
+        self._book.take(entry)
         crashpoint(f"{kind}-written")
         return entry
 
     def book(self) -> Book:
-        """What the entries add up to."""
-        return Book(self.entries)
+        """What the entries add up to now; what is recorded later does not change it."""
+        return self._book.copy()
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -179,9 +183,16 @@ class Book:
         self.closed_at: datetime | None = None
         self._numbers = 0
         for entry in entries:
-            self._take(entry)
+            self.take(entry)
 
-    def _take(self, entry: Entry) -> None:
+    def copy(self) -> Book:
+        """The same sum, to go on from."""
+        other = copy(self)
+        other.attempts = dict(self.attempts)
+        return other
+
+    def take(self, entry: Entry) -> None:
+        """One more entry."""
         self._numbers = max(self._numbers, entry.attempt)
         if entry.kind == "opened":
             self.opened, self.opened_at = entry.data, entry.at
@@ -242,7 +253,7 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
             uploaded_bytes=attempt.uploaded_bytes + int(data.get("uploaded", 0)),
             downloaded_bytes=attempt.downloaded_bytes + int(data.get("downloaded", 0)),
         )
-    if entry.kind not in frozenset(Signal) or not heard(attempt.phase, Signal(entry.kind)):
+    if entry.kind not in SIGNALS or not heard(attempt.phase, Signal(entry.kind)):
         return attempt
     signal = Signal(entry.kind)
     changes: dict[str, Any] = {"phase": advance(attempt.phase, signal)}
