@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
@@ -21,11 +21,18 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """This computer's time. Counts sleep of the laptop too, where the system can tell."""
+    """This computer's time. Counts sleep of the laptop too, where the system can tell.
+
+    The time of day is read once and goes on from there: setting the computer's clock moves no deadline and no bill of a process.
+    """
+
+    def __init__(self) -> None:
+        self._began = datetime.now(UTC)
+        self._began_s = self.monotonic_s()
 
     def now(self) -> datetime:
         """See `Clock.now`."""
-        return datetime.now(UTC)
+        return self._began + timedelta(seconds=self.monotonic_s() - self._began_s)
 
     def monotonic_s(self) -> float:
         """See `Clock.monotonic_s`. CLOCK_MONOTONIC stands still while a Linux laptop sleeps, the bill does not."""

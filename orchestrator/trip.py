@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
-from providers.base import Provider
+from providers.base import Prices, Provider
 
-from .budget import lifetime_s, spent_usd
+from .budget import WAY_OUT_S, lifetime_s, spent_usd
 from .clock import Clock
-from .errors import Interrupted
+from .errors import Interrupted, OverBudget
 from .home import RunFolder
 from .interrupts import Interrupts
-from .lease import Lease, usage_of
+from .lease import Lease, prices_of, usage_of
 from .ledger import Book, Ledger
 from .order import Order
 from .plan import Candidate
@@ -26,6 +26,8 @@ from .progress import Progress
 from .view import Snapshot, View
 
 PULSE_S = 0.5
+DESTROY_S = 60.0
+"""Of the way out, what is kept for the destroy alone: with a healthy cloud it takes a few seconds."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,14 +121,25 @@ class Trip:
 
     def check_boot(self) -> None:
         """Raise when a wait before training should end: nothing is lost yet, so any request to stop will do."""
+        self.check_cap()
         if self.tools.interrupts.wanted or self.folder.stop_wanted:
             raise Interrupted("stopped before training began")
 
     def check_urgent(self) -> None:
         """Raise when the machine is to go at once."""
+        self.check_cap()
         self.tools.interrupts.check_urgent()
         if self.folder.end_wanted:
             raise Interrupted("ended at once, as `lorry down` asked")
+
+    def check_cap(self) -> None:
+        """Raise when what is left of the cap is needed for the destroy: whatever the machine still promises, it goes."""
+        current = self.book().current
+        if current is not None and self._left_s(prices_of(current), current.disk_gib, download_bytes=0) + WAY_OUT_S < DESTROY_S:
+            raise OverBudget(
+                f"the cap of ${self.order.cap_usd} is reached; the machine is given back, with what had come home by now",
+                hint=f"go on with: lorry resume {self.order.run} --budget USD",
+            )
 
     @property
     def stop_wanted(self) -> bool:
@@ -143,13 +156,16 @@ class Trip:
 
     def lifetime_s(self, lease: Lease) -> float:
         """Seconds that training may take from now so that the cap holds."""
+        return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.order.load.download_bytes)
+
+    def _left_s(self, prices: Prices, disk_gib: int, *, download_bytes: int) -> float:
         book, now = self.book(), self.clock.now()
         return lifetime_s(
             cap_usd=self.order.cap_usd,
             spent=self.spent_usd(now),
-            prices=lease.prices,
-            disk_gib=lease.disk_gib,
-            download_bytes=self.order.load.download_bytes,
+            prices=prices,
+            disk_gib=disk_gib,
+            download_bytes=download_bytes,
             max_hours=self.order.max_hours,
             used_s=(now - book.opened_at).total_seconds() if book.opened_at else 0.0,
         )
