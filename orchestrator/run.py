@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from providers.base import Offer, Requirements
-from providers.errors import ProviderError
+from providers.errors import NoKey, ProviderError
 
 from . import commands
 from .crashpoints import crashpoint
@@ -361,22 +361,30 @@ def fetch(folder: RunFolder, tools: Tools) -> int:
 
 
 def reap(labels: Callable[[str], bool], names: Iterable[str], tools: Tools, *, really: bool) -> list[dict[str, Any]]:
-    """Every machine whose label is ours, at every provider; ended when `really`. Never touches another label."""
-    found = []
+    """Every machine whose label is ours, at every provider; ended when `really`. Never touches another label.
+
+    Trouble with one machine or cloud does not spare the others: it is told in `trouble`, and what is in doubt counts as alive.
+    A cloud for which there is no key is passed over with a word.
+    """
+    found: list[dict[str, Any]] = []
     for name in names:
-        provider = tools.provider(name)
-        for instance in provider.instances():
-            if not labels(instance.label):
-                continue
-            row = {
-                "provider": name,
-                "id": instance.id,
-                "label": instance.label,
-                "status": str(instance.status),
-                "destroyed_verified": False,
-            }
-            if really:
-                destroy(provider, [instance.id], instance.label, tools.clock)
-                row["destroyed_verified"] = True
-            found.append(row)
+        row = {"provider": name, "id": "", "label": "", "status": "unknown", "destroyed_verified": False, "trouble": ""}
+        try:
+            provider = tools.provider(name)
+            ours = [i for i in provider.instances() if labels(i.label)]
+            provider.account()  # to a stranger everything is absent
+        except NoKey as err:
+            tools.view.say(f"{name} was not asked: {err}")
+            continue
+        except ProviderError as err:
+            found.append(row | {"trouble": f"it cannot be asked: {err}"})
+            continue
+        for instance in ours:
+            row |= {"id": instance.id, "label": instance.label, "status": str(instance.status)}
+            try:
+                if really:
+                    destroy(provider, [instance.id], instance.label, tools.clock)
+                found.append(row | {"destroyed_verified": really})
+            except MayStillBill as err:
+                found.append(row | {"trouble": str(err)})
     return found

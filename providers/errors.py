@@ -1,7 +1,8 @@
 """Everything a provider may raise.
 
 * ProviderError
-  - AuthError            key missing, wrong or without rights
+  - AuthError            key wrong or without rights
+    - NoKey              there is none: this cloud is not in use here
   - NoCapacity           the offer has gone; the next one may do
   - Refused              the cloud will not rent to this account now (credit, limits)
   - RateLimited          asked too often; `retry_after_s` says how long to wait
@@ -36,6 +37,12 @@ class AuthError(ProviderError):
 
     code = "LRY-PROVIDER-AUTH"
     exit_code = 11
+
+
+class NoKey(AuthError):
+    """There is no key at all."""
+
+    code = "LRY-PROVIDER-NO-KEY"
 
 
 class NoCapacity(ProviderError):

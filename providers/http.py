@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from .errors import AuthError, ProviderError, RateLimited, Unavailable, UnexpectedResponse
+from .errors import AuthError, NoKey, ProviderError, RateLimited, Unavailable, UnexpectedResponse
 
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -55,7 +55,7 @@ class CloudHTTP:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if not key:
-            raise AuthError(f"there is no key for {cloud}", hint=key_hint)
+            raise NoKey(f"there is no key for {cloud}", hint=key_hint)
         if not (key.isascii() and key.isprintable()) or key != key.strip():
             raise AuthError(f"the key for {cloud} holds a space, a line break or a character that no key has", hint=key_hint)
         self.base_url = base_url.rstrip("/")

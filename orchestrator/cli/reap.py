@@ -26,10 +26,10 @@ def reap(provider: Providers = None, yes: Yes = False, json: Json = False) -> in
         console.json_document(rows)
     else:
         for row in rows:
-            end = "destroyed, and seen to be gone" if row["destroyed_verified"] else f"{row['status']}, may be billing"
+            end = "destroyed, and seen to be gone" if row["destroyed_verified"] else row["trouble"] or f"{row['status']}, may be billing"
             console.out(console.plain(f"{row['provider']} {row['id']} {row['label']}: {end}"))
         if not rows:
             console.talk("no machine of lorry lives at any provider")
-        elif not yes:
+        elif not yes and any(row["id"] for row in rows):
             console.talk("nothing was touched; `lorry reap --yes` destroys these")
     return 10 if any(not row["destroyed_verified"] for row in rows) else 0
