@@ -28,6 +28,8 @@ from . import commands
 from .errors import DatasetError, Finding, MachineFailed, UsageError
 from .shell import CommandFailed, LocalTrouble, Shell
 
+BASES = "bases"
+"""Where bases lie in the session's folder."""
 BASE_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
 """What a diffusers folder is read from. Never pickles."""
 STALL_S = 60.0
@@ -92,10 +94,10 @@ def _manifest_line(digest: str, name: str) -> str:
     return f"{digest}  {name}" if escaped == name else f"\\{digest}  {escaped}"
 
 
-def item(root: Path, name: str, folder: str) -> Item:
-    """Look at a file and hash it. Raises `DatasetError` for a link: what it points to was not asked to be sent."""
+def item(root: Path, name: str, folder: str, *, follow: bool = False) -> Item:
+    """Look at a file and hash it. Raises `DatasetError` for a link, unless told to follow: what it points to was not asked to be sent."""
     source = root / name
-    if source.is_symlink():
+    if source.is_symlink() and not follow:
         link = Finding(
             code="LRY-DATA-LINK", path=str(source), message="is a link", hint="put the file itself there; links are not followed"
         )
@@ -109,26 +111,28 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def items_below(root: Path, folder: str, *, suffixes: frozenset[str] | None = None) -> list[Item]:
-    """Every regular, visible file below `root`; links are not followed."""
-    found = [p for p in sorted(root.rglob("*")) if p.is_file() and not p.is_symlink()]
+def items_below(root: Path, folder: str, *, suffixes: frozenset[str] | None = None, follow: bool = False) -> list[Item]:
+    """Every regular, visible file below `root`; links are left out, or followed when told to."""
+    found = [p for p in sorted(root.rglob("*")) if p.is_file() and (follow or not p.is_symlink())]
     names = [p.relative_to(root) for p in found]
     wanted = [n for n in names if not any(part.startswith((".", "__")) for part in n.parts[:-1]) and not n.name.startswith(".")]
-    return [item(root, n.as_posix(), folder) for n in wanted if suffixes is None or n.suffix.lower() in suffixes]
+    return [item(root, n.as_posix(), folder, follow=follow) for n in wanted if suffixes is None or n.suffix.lower() in suffixes]
 
 
 def base_items(base: Path) -> tuple[str, list[Item]]:
     """The files of a base on this computer, and where the trainer finds it over there.
 
-    Two jobs with the same base share it: its folder is named by its content.
+    Two jobs with the same base share it: its folder is named by its content. Links are followed here, unlike in a
+    dataset: a hub's cache holds nothing else, and what they point to is what the trainer would load.
     """
-    files = [item(base.parent, base.name, "")] if base.is_file() else items_below(base, "", suffixes=BASE_SUFFIXES)
+    if base.is_file():
+        files = [item(base.parent, base.name, "", follow=True)]
+    else:
+        files = items_below(base, "", suffixes=BASE_SUFFIXES, follow=True)
     if not files:
-        raise UsageError(
-            f"nothing in {base} can be sent", hint="links are not followed: give the hub id, or a folder with the files themselves"
-        )
+        raise UsageError(f"nothing in {base} can be sent", hint=f"a base is read from {', '.join(sorted(BASE_SUFFIXES))} files")
     digest = hashlib.sha256("".join(f"{f.sha256} {f.name}\n" for f in files).encode()).hexdigest()[:12]
-    folder = f"bases/{digest}"
+    folder = f"{BASES}/{digest}"
     moved = [Item(root=f.root, name=f.name, folder=folder, size=f.size, sha256=f.sha256) for f in files]
     return (f"{folder}/{base.name}" if base.is_file() else folder), moved
 
@@ -208,7 +212,8 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
         failures = 0
         while failures < RSYNC_TRIES:
             shell.connect()  # pins the host key before rsync says a word
-            sent, code, words = _rsync(shell, Path(root), target, [i.name for i in items], moved, check)
+            links = "--copy-links" if folder.startswith(f"{BASES}/") else "--no-links"
+            sent, code, words = _rsync(shell, Path(root), target, [i.name for i in items], links, moved, check)
             if code == 0:
                 break
             _changed_here(items, closely=False)
@@ -220,11 +225,13 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
             raise MachineFailed(f"rsync failed {failures} times, last with: {words}", hint="the line to this machine is bad")
 
 
-def _rsync(shell: Shell, root: Path, target: str, names: Sequence[str], moved: Moved, check: Callable[[], None]) -> tuple[int, int, str]:
+def _rsync(
+    shell: Shell, root: Path, target: str, names: Sequence[str], links: str, moved: Moved, check: Callable[[], None]
+) -> tuple[int, int, str]:
     """One run of rsync: the bytes that it moved, its exit code, and its words when it failed."""
     argv = [
         _local_rsync() or "rsync",
-        *("--times", "--no-links", "--no-devices", "--no-specials", "--no-implied-dirs", "--protect-args", "--partial-dir=.rsync-partial"),
+        *("--times", links, "--no-devices", "--no-specials", "--no-implied-dirs", "--protect-args", "--partial-dir=.rsync-partial"),
         *("--files-from=-", "--from0", "--info=progress2", "--no-human-readable", "--outbuf=L", "--timeout=30"),
         *("-e", " ".join(_for_rsync(word) for word in shell.openssh())),
         *("--", f"{root}/", target),

@@ -224,13 +224,21 @@ def test_a_base_brings_what_the_trainer_reads_and_no_pickle(tmp_path: Path):
     assert base_items(tmp_path / "copy")[0] == where, "the same content is sent once, wherever it lies"
 
 
-def test_a_base_of_links_only_is_said_to_be_one(tmp_path: Path):
-    """What a hub's cache holds."""
-    write(tmp_path / "blobs" / "1", b"x")
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "model_index.json").symlink_to(tmp_path / "blobs" / "1")
+def test_a_base_out_of_a_hubs_cache_is_sent_though_it_holds_links_only(shell: Shell, host: Host, tmp_path: Path, way: str):
+    write(tmp_path / "blobs" / "1", b'{"_class_name": "StableDiffusionPipeline"}')
+    write(tmp_path / "blobs" / "2", b"weights")
+    (tmp_path / "snapshot" / "unet").mkdir(parents=True)
+    (tmp_path / "snapshot" / "model_index.json").symlink_to("../blobs/1")
+    (tmp_path / "snapshot" / "unet" / "model.safetensors").symlink_to("../../blobs/2")
+    where, files = base_items(tmp_path / "snapshot")
+    go(shell, Shipment(items=tuple(files)))
+    assert there(host)[f"{where}/unet/model.safetensors"] == b"weights"
+
+
+def test_a_base_folder_with_nothing_to_send_is_said_to_be_one(tmp_path: Path):
+    write(tmp_path / "base" / "model.bin", b"x")
     with pytest.raises(UsageError, match=r"nothing in .* can be sent"):
-        base_items(tmp_path / "snapshot")
+        base_items(tmp_path / "base")
 
 
 def test_the_manifest_is_what_sha256sum_would_have_written(tmp_path: Path):
