@@ -45,6 +45,8 @@ class Checkpoint:
     good: int
     company: dict[str, int]
     """Jobs that were saved in the same moment, itself among them, and their steps."""
+    cut: int
+    """Which such moment of the group this was, from 1."""
 
     def apply(self, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> None:
         """Make adapter, optimizer and loss scale what they were."""
@@ -71,6 +73,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: LossScale
     company: Mapping[str, int] = field(default_factory=dict)
+    cut: int = 1
 
 
 def save(folder: Path, state: State) -> Written:
@@ -88,6 +91,7 @@ def save(folder: Path, state: State) -> Written:
         "scale": state.scaler.value,
         "good": state.scaler.good,
         "company": dict(state.company),
+        "cut": state.cut,
         "content": _hash(tensors),
     }
     written = write_atomically(folder / f"step{state.step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
@@ -117,14 +121,17 @@ def whole(folder: Path, digest: str, warn: Callable[[str], None]) -> Iterator[Ch
 def common(found: Sequence[Sequence[Checkpoint]], names: Sequence[str]) -> list[Checkpoint | None]:
     """For jobs that train together, each one's checkpoint of the newest moment at which all of them were saved.
 
-    Jobs go on from one moment as they were, so that they meet in the passes in which they would have met. Where no
-    such moment is left (a job joined, a file is torn), each goes on from its newest: equal to rounding, not to the bit.
+    Jobs go on from one moment as they were, so that they meet in the passes in which they would have met. A group that
+    was killed within its first such moment begins anew. Where none is left for another reason (a job joined, a file was
+    lost), each goes on from its newest: equal to rounding, not to the bit.
     """
     for company in (one.company for one in found[0]):
         if set(names) <= company.keys():
             moment = [_at(each, company, name) for name, each in zip(names, found, strict=True)]
             if all(one is not None or company[name] == 0 for name, one in zip(names, moment, strict=True)):
                 return moment
+    if all(one.cut == 1 and set(names) <= one.company.keys() for each in found for one in each):
+        return [None for _ in names]
     return [each[0] if each else None for each in found]
 
 
@@ -142,6 +149,7 @@ def load(path: Path, digest: str) -> Checkpoint:
         whole = facts["version"] == 1 and facts["content"] == _hash(tensors)
         step, theirs = int(facts["step"]), str(facts["digest"])
         numbers, scale, good = dict(facts["numbers"]), float(facts["scale"]), int(facts["good"])
+        cut = int(facts.get("cut", 0))
         company = {str(name): int(at) for name, at in facts.get("company", {}).items()}
     except (BaseModelError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _torn(path) from error
@@ -150,7 +158,7 @@ def load(path: Path, digest: str) -> Checkpoint:
     if theirs != digest:
         hint = "Give the job another name, or move its out/checkpoints/ away to start anew."
         raise IntegrityError("LRY-CKPT-DIGEST", f"checkpoint {path.name} was made with other options, pictures or another base.", hint)
-    return Checkpoint(path, step, tensors, numbers, scale, good, company)
+    return Checkpoint(path, step, tensors, numbers, scale, good, company, cut)
 
 
 def _torn(path: Path) -> IntegrityError:

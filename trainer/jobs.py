@@ -406,13 +406,13 @@ def _due_checkpoint(run: Run) -> bool:
     return run.lane.step % max(run.lane.plan.steps // 10, 25) == 0
 
 
-def save(run: Run, company: Mapping[str, int]) -> None:
-    """Write a checkpoint. `company`: the steps at which jobs that train together are saved in this moment."""
+def save(run: Run, company: Mapping[str, int], cut: int) -> None:
+    """Write a checkpoint. `company`: the steps at which jobs that train together are saved in this moment, their `cut`-th."""
     lane = run.lane
     if lane.step == 0:
         return
     say_phase(run, "saving", f"step {lane.step}")
-    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company)
+    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut)
     _say_committed(run, checkpoint.save(run.out / "checkpoints", state), "checkpoint", lane.step)
     run.last_good = lane.step
 

@@ -99,6 +99,7 @@ class Crew:
     ended: dict[str, Result] = field(default_factory=dict)
     _waited: dict[str, int] = field(default_factory=dict)
     _cut_due: bool = False
+    _cuts: int = 0
     _suspects: set[str] = field(default_factory=set)
     """Jobs of a pass that broke: each goes alone once, so that the one who broke it is found."""
     _mishaps: int = 0
@@ -134,6 +135,7 @@ class Crew:
         for name, one in zip(names, checkpoint.common([found[name] for name in names], names), strict=True):
             if one is not None:
                 jobs.resume(self.runs[name], one)
+                self._cuts = max(self._cuts, one.cut)
         first = next(iter(self.runs.values()))
         targets = [t for lay in first.lane.adapter.layouts.values() for t in lay.targets]
         first.model.prepare(targets, checkpointing=first.job.gradient_checkpointing)
@@ -232,6 +234,7 @@ class Crew:
     def _cut(self) -> None:
         """Save all jobs in one moment; then those that are done may go."""
         self._cut_due = False
+        self._cuts += 1
         self._waited.clear()
         company = {name: run.lane.step for name, run in self.runs.items()}
         for run in list(self.runs.values()):
@@ -240,7 +243,7 @@ class Crew:
             self._guarded(run.job, partial(self._finish, run))
 
     def _save(self, run: Run, company: dict[str, int]) -> None:
-        jobs.save(run, company)
+        jobs.save(run, company, self._cuts)
         if jobs.due_adapter(run):
             jobs.commit_adapter(run, final=False)
         if not run.lane.done:
@@ -261,13 +264,14 @@ class Crew:
         else:
             leaving = [run for run in self.runs.values() if run not in midway and self.place.leaving(run.job.name)]
         company = {run.job.name: run.lane.step for run in leaving}
+        self._cuts += bool(leaving)
         for run in leaving:
             self._guarded(run.job, partial(self._stop, run, company))
         return bool(leaving)
 
     def _stop(self, run: Run, company: dict[str, int]) -> None:
         run.said.flush()
-        jobs.save(run, company)
+        jobs.save(run, company, self._cuts)
         if run.lane.step > 0:
             jobs.commit_adapter(run, final=False)
         raise StopRequested

@@ -138,3 +138,31 @@ def test_different_facts_have_different_addresses(one: list[str | bytes], other:
 def test_bytes_count_as_they_are() -> None:
     assert address("x", b"a", b"bc") != address("x", b"ab", b"c") != address("x", b"", b"")
     assert address(b"a") != address(b"b")
+
+
+def group(folder: Path, cuts: dict[int, dict[str, int]], torn: str = "") -> list[list[checkpoint.Checkpoint]]:
+    """Three jobs' checkpoints after these cuts; `torn`: in the last one this job and those after it were not reached."""
+    adapter = saved(folder)
+    optimizer = torch.optim.AdamW([{"params": [adapter.flat["unet"]], "part": "unet"}])
+    for cut, company in cuts.items():
+        for name, step in company.items():
+            if cut == max(cuts) and name >= (torn or "z"):
+                break
+            checkpoint.save(folder / name, checkpoint.State(step, "d", adapter, optimizer, LossScale(enabled=False), company, cut))
+    return [list(checkpoint.whole(folder / name, "d", pytest.fail)) for name in ("a", "b", "c")]
+
+
+CUTS = {1: {"a": 2, "b": 3, "c": 2}, 2: {"a": 4, "b": 5, "c": 2}, 3: {"a": 6, "b": 7, "c": 5}}
+
+
+@pytest.mark.parametrize(("last", "torn", "steps"), [(3, "", [6, 7, 5]), (3, "b", [4, 5, 2]), (3, "c", [4, 5, 2]), (1, "b", [None] * 3)])
+def test_a_group_goes_on_from_the_newest_moment_at_which_all_were_saved(last: int, torn: str, steps: list[int], tmp_path: Path) -> None:
+    found = group(tmp_path, {n: cut for n, cut in CUTS.items() if n <= last}, torn)
+    assert [one and one.step for one in checkpoint.common(found, "abc")] == steps
+
+
+def test_a_job_that_joins_or_a_lost_file_costs_nobody_a_step(tmp_path: Path) -> None:
+    found = group(tmp_path, CUTS)
+    assert [one and one.step for one in checkpoint.common([*found, []], "abcd")] == [6, 7, 5, None]
+    assert [one and one.step for one in checkpoint.common([found[0][:1], found[1][1:], found[2]], "abc")] == [6, 5, 5]
+    assert [one and one.step for one in checkpoint.common(found[1:], "bc")] == [7, 5], "a has ended since"

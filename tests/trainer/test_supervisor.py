@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from trainer.events import EventLog
-from trainer.protocol import Committed, Ended, EventReader, Session, Started, Status, Step
+from trainer.protocol import Committed, Ended, EventReader, Session, Started, Status, Step, Warned
 from trainer.supervisor import Supervisor, first_start, take_lock
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,6 +42,12 @@ for job in jobs:
     if plan == "kill": os.kill(os.getpid(), signal.SIGKILL)
     if plan == "crash": sys.exit("something odd")
     if plan == "silent": sys.exit(0)
+    if plan == "together":
+        if not os.path.exists(root + "/again"):
+            open(root + "/again", "w").close(); continue
+    if plan == "leaves":
+        open(root + "/jobs/" + job + "/stop", "w").close()
+        say(job, "ended", state="stopped", step=3); continue
     while plan in ("long", "deaf"):
         time.sleep(0.01)
         if stop:
@@ -64,9 +70,9 @@ def session(root: Path, jobs: dict[str, str], lifetime_s: float = 60, bases: Seq
 
 
 def supervisor(root: Path, queue: Session, **more: Any) -> Supervisor:
-    def command(where: Path, group: Sequence[str], _together: bool) -> list[str]:
+    def command(where: Path, group: Sequence[str], together: bool) -> list[str]:
         with (root / "groups").open("a") as file:
-            file.write(" ".join(group) + "\n")
+            file.write(" ".join(group) + ("" if together else " one by one") + "\n")
         return [sys.executable, "-c", WORKER, str(where), *group]
 
     return Supervisor(root, queue, EventLog(root / "events.jsonl"), first_start(root), command=command, **more)
@@ -110,6 +116,31 @@ def test_a_worker_that_dies_costs_its_job_and_the_rest_goes_on(death: str, tmp_p
     assert words in ended.message
     assert ended.step == 3
     assert status(tmp_path).reason == "failed"
+
+
+def test_a_worker_that_dies_of_one_of_several_costs_nobody_and_they_go_on_one_by_one(tmp_path: Path) -> None:
+    """Whose fault it was shows when it happens again."""
+    queue = session(tmp_path, {"a": "together", "b": "kill", "c": "ok"})
+    assert supervisor(tmp_path, queue).run() == 7
+    assert states(tmp_path) == {"a": "done", "b": "failed", "c": "done"}
+    assert (tmp_path / "groups").read_text().splitlines() == ["a b c", "a b c one by one", "c one by one"]
+    assert [(e.job, e.code) for e in events(tmp_path) if isinstance(e, Ended)] == [("a", ""), ("b", "LRY-TRAIN-KILLED"), ("c", "")]
+    warned = [e for e in events(tmp_path) if isinstance(e, Warned)]
+    assert [e.job for e in warned] == ["a", "b"]
+    assert "one by one" in warned[0].message
+
+
+def test_a_session_that_asks_for_equal_bits_never_joins_jobs(tmp_path: Path) -> None:
+    queue = session(tmp_path, {"a": "ok", "b": "ok"}).model_copy(update={"together": False})
+    assert supervisor(tmp_path, queue).run() == 0
+    assert (tmp_path / "groups").read_text().splitlines() == ["a b one by one"]
+
+
+def test_a_job_that_is_stopped_by_its_own_file_is_left_and_the_session_goes_on(tmp_path: Path) -> None:
+    queue = session(tmp_path, {"a": "leaves", "b": "ok", "c": "ok"})
+    assert supervisor(tmp_path, queue).run() == 0
+    assert states(tmp_path) == {"a": "stopped", "b": "done", "c": "done"}
+    assert (tmp_path / "groups").read_text().splitlines() == ["a b c"]
 
 
 def test_a_job_that_fails_by_itself_is_not_buried_twice(tmp_path: Path) -> None:
@@ -210,7 +241,7 @@ def real(world: Path, tmp_path: Path, spec: Spec) -> Iterator[Path]:
     """A session of two jobs on the tiny base. Whatever a test leaves running is ended."""
     (tmp_path / "base").symlink_to(world / "base")
     shutil.copytree(world / "data", tmp_path / "data")
-    options = {"steps": 60, "save_every_steps": 5, "optimizer": "AdamW8bit", "lr_scheduler": "cosine"}
+    options = {"steps": 24, "save_every_steps": 6, "optimizer": "AdamW8bit", "lr_scheduler": "cosine"}
     for name in ("lisa", "anna"):
         (tmp_path / "jobs" / name).mkdir(parents=True)
         job = spec(**options, name=name, output=f"jobs/{name}/out", seed=len(name))
@@ -250,7 +281,7 @@ def worker_of(pid: int) -> int:
 
 @pytest.mark.slow
 def test_killed_supervisor_and_worker_change_nothing_about_the_result(real: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Started twice, hung up on, kill -9 of the worker costs its job; kill -9 of the supervisor costs nothing."""
+    """Two jobs together, started twice, hung up on, kill -9 of worker and supervisor: to the bit what the two give undisturbed."""
     undisturbed = tmp_path_factory.mktemp("undisturbed")
     for part in ("data", "jobs"):
         shutil.copytree(real / part, undisturbed / part)
@@ -276,17 +307,18 @@ def test_killed_supervisor_and_worker_change_nothing_about_the_result(real: Path
     assert start(real) == {"ended": "done"}
 
     whole = subprocess.run(
-        [sys.executable, "-m", "trainer", "--root", str(undisturbed), "jobs/lisa/job.json"],
+        [sys.executable, "-m", "trainer", "--root", str(undisturbed), "jobs/lisa/job.json", "jobs/anna/job.json"],
         cwd=REPO,
         capture_output=True,
         text=True,
         check=False,
     )
     assert whole.returncode == 0, whole.stderr
-    assert "lisa: step 60/60" in whole.stdout
-    ours, theirs = (load_file(root / "jobs/lisa/out/lisa.safetensors") for root in (real, undisturbed))
-    assert ours.keys() == theirs.keys()
-    assert all((ours[key] == theirs[key]).all() for key in ours)
+    assert "lisa: step 24/24" in whole.stdout
+    for name in ("lisa", "anna"):
+        ours, theirs = (load_file(root / f"jobs/{name}/out/{name}.safetensors") for root in (real, undisturbed))
+        assert ours.keys() == theirs.keys()
+        assert all((ours[key] == theirs[key]).all() for key in ours)
     for event in events(real):
         if isinstance(event, Committed) and event.role == "adapter":
             assert (real / event.path).stat().st_size == event.size
@@ -301,10 +333,13 @@ def take_lock_quickly(root: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_worker_killed_and_a_stop_in_real_processes(real: Path) -> None:
+    """Two jobs together: the first death is nobody's, the second is that of the job that was alone."""
     pid = start(real)["pid"]
-    until(lambda: current_step(real, "lisa") >= 3)
+    until(lambda: current_step(real, "lisa") >= 6 and current_step(real, "anna") >= 6)
+    os.kill(worker := worker_of(pid), signal.SIGKILL)
+    until(lambda: any(isinstance(e, Started) and e.step > 0 for e in events(real)) and worker_of(pid) != worker)
     os.kill(worker_of(pid), signal.SIGKILL)
-    until(lambda: current_step(real, "anna") >= 3)
+    until(lambda: any(isinstance(e, Started) and e.job == "anna" and e.step > 0 for e in events(real)))
     (real / "stop").touch()
     until(lambda: (real / "status.json").is_file() and status(real).state == "ended")
     assert states(real) == {"lisa": "failed", "anna": "stopped"}
