@@ -15,7 +15,7 @@ from providers.errors import NoKey, ProviderError
 
 from . import commands
 from .crashpoints import crashpoint
-from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, ResultsIncomplete, TrainingFailed, UsageError, outcome_of
+from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, NoOffer, ResultsIncomplete, TrainingFailed, UsageError, outcome_of
 from .home import Busy, RunFolder
 from .lease import PATIENCE_S, destroy
 from .ledger import Ledger
@@ -90,6 +90,8 @@ def drive(trip: Trip) -> dict[str, Any]:
             reason = watch(trip, machine, python)
             pull(trip, machine)
             judge(trip, reason)
+    except NoOffer as err:
+        return close(trip, err if trip.todo() else None)  # a machine that went by itself when all was at home needs no other
     except (LorryError, ProviderError) as err:
         return close(trip, err)
     return close(trip, None)
@@ -113,7 +115,9 @@ def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, candida
     current = ledger.book().current
     progress = progress_of(folder, but=current.number if current else 0)
     progress.committed.clear()  # files of machines that are gone
-    return Trip(order=order, folder=folder, ledger=ledger, tools=tools, progress=progress, candidates=lambda: tuple(candidates()))
+    trip = Trip(order=order, folder=folder, ledger=ledger, tools=tools, progress=progress, candidates=tuple)
+    trip.candidates = lambda: tuple(candidates()) if trip.todo() else ()
+    return trip
 
 
 def ship(trip: Trip, machine: Machine) -> str:

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.crashpoints import POINTS
 from orchestrator.lease import GRACE_S
 from orchestrator.ledger import Entry, read_entries, to_line
+from providers.sandbox.provider import Sandbox
 
 from .world import Lorry, adapters, check_gone, check_receipt, check_results
 
@@ -89,3 +90,16 @@ def test_killed_again_and_again_a_run_still_ends(lorry: Lorry, quick: Path, undi
     check_receipt(lorry, done.document)
     assert len(check_gone(lorry, run)) == 1
     assert re.search(r"-a1$", lorry.cloud.machines(run)[0].label)
+
+
+@pytest.mark.crash
+def test_a_machine_that_went_by_itself_when_all_was_at_home_needs_no_other(lorry: Lorry, quick: Path, undisturbed):
+    killed = lorry("run", str(quick), "-y", LORRY_CRASH_AT="pulled-written")
+    assert killed.code == -9, killed.err
+    (machine,) = lorry.cloud.machines(lorry.run)
+    Sandbox(lorry.cloud.folder).terminate(machine.id)
+    done = lorry("attach", lorry.run, "--json")
+    assert done.code == 0, done.err
+    assert done.document["status"] == "done"
+    assert adapters(lorry, lorry.run) == undisturbed("quick")["adapters"]
+    assert len(check_gone(lorry, lorry.run)) == 1
