@@ -10,6 +10,7 @@ from .base import Provider
 PROVIDERS = {
     "runpod": "providers.runpod:RunPod",
     "sandbox": "providers.sandbox.provider:Sandbox",
+    "ssh": "providers.ssh:SSH",
     "vast": "providers.vast:Vast",
 }
 """The word in `machine.providers` -> where its class is. Add a line for a new file; a test compares the two."""
