@@ -265,8 +265,9 @@ class Vast:
         params = {"limit": str(self._page_size), "order_by": '[{"col":"id","dir":"asc"}]'}
         for _ in range(PAGE_LIMIT):
             page = _read(_Page, self._ask("list", "GET", "/api/v1/instances/", params=params).data)
+            known = len(rows)
             rows |= {instance.id: instance for instance in map(self._instance, page.instances)}
-            if not page.next_token or not page.success:
+            if not page.next_token or not page.success or len(rows) == known:  # the last: a token that leads in a circle
                 break
             params["after_token"] = page.next_token
         if not page.success or page.next_token or len(rows) < page.total_instances:
@@ -516,8 +517,8 @@ def _said(data: object) -> tuple[str, str]:
 
 def _ids(data: object) -> tuple[str, ...]:
     """Every instance id in an answer, also an error's: a bid that is too low is refused AND leaves a stopped machine that bills."""
-    values = (_dict(data).get(name) for name in ("new_contract", "instance_id"))
-    return tuple(dict.fromkeys(str(v) for v in values if isinstance(v, int | str) and not isinstance(v, bool) and str(v).strip("0 -")))
+    values = [str(_dict(data).get(name)) for name in ("new_contract", "instance_id")]
+    return tuple(dict.fromkeys(value for value in values if value.isdecimal() and int(value)))
 
 
 def _odd(answer: Answer, what: str, ids: tuple[str, ...] = ()) -> UnexpectedResponse:

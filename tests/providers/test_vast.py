@@ -25,8 +25,8 @@ from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
 from providers.sandbox.market import BootTimes
 from providers.sandbox.server import Server
-from providers.sandbox.vast_rows import offer_row, stock
-from providers.vast import GB_PER_GIB, INTERVALS_S, URL, Vast, offers_from, onstart_script, search_body
+from providers.sandbox.vast_rows import matches, offer_row, stock
+from providers.vast import GB_PER_GIB, INTERVALS_S, ROWS, URL, Vast, _Offer, offers_from, onstart_script, search_body
 
 NEEDS = Requirements(disk_gib=10)
 SPEED = 4000  # a cloud that rounds its charges to a tenth of a cent shows them grow within milliseconds
@@ -183,6 +183,16 @@ def test_every_price_part_is_in_our_units() -> None:
     assert (bid.id, bid.interruptible, bid.prices.gpu_usd_per_hour) == ("1/bid", True, Decimal("0.1820")), "5 % above the floor"
 
 
+ANSWERED = Vast("a-key-that-is-in-no-answer", url="http://127.0.0.1:9", intervals_s={})
+"""Answers come from the test: `answered_by`."""
+ANSWERED._http._client = httpx.Client()
+
+
+def answered_by(reply: Callable[[httpx.Request], httpx.Response]) -> Vast:
+    ANSWERED._http._client._transport = httpx.MockTransport(reply)
+    return ANSWERED
+
+
 ROW = offer_row(stock()[24], floor=Decimal("0.1"), bid=False, disk_gb=10, now=datetime(2026, 1, 1, tzinfo=UTC))
 ABSURD = st.one_of(
     st.sampled_from([None, "", "NaN", float("nan"), float("inf"), -1, -0.5, 0, 10**30, "0", "1e400", True, [], {}, "new-word"]),
@@ -190,7 +200,10 @@ ABSURD = st.one_of(
 )  # fmt: skip
 
 
-@given(changes=st.dictionaries(st.sampled_from(sorted(ROW)), ABSURD, max_size=4), lost=st.sets(st.sampled_from(sorted(ROW)), max_size=3))
+READ = sorted(ROW.keys() & ({*_Offer.model_fields, "reliability2"}))
+
+
+@given(changes=st.dictionaries(st.sampled_from(READ), ABSURD, max_size=4), lost=st.sets(st.sampled_from(READ), max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_whatever_a_row_says_it_is_read_or_left_out_and_never_absurd(changes: dict[str, Any], lost: set[str]) -> None:
     row = {name: value for name, value in (ROW | changes | {"brand_new": changes}).items() if name not in lost}
@@ -205,6 +218,22 @@ def test_whatever_a_row_says_it_is_read_or_left_out_and_never_absurd(changes: di
             assert 0 <= offer.disk_gib <= 10**6
             assert 0.9 < offer.vram_gib < 2000
             assert offer.gpu_count >= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("dph_base", value) for value in (0, -0.1, 1001, float("nan"), float("inf"), "free", None)),
+        *((name, value) for name in ("storage_cost", "inet_up_cost", "inet_down_cost") for value in (-0.01, 11, "NaN", float("inf"), [])),
+        ("disk_space", 1e9), ("disk_space", -1), ("gpu_ram", 0), ("gpu_ram", 10**9), ("num_gpus", 0), ("num_gpus", 1.5), ("id", "x"),
+        ("id", 0),
+        ("gpu_name", ""), ("gpu_name", None), ("reliability2", 1.1), ("min_bid", -1), ("cpu_arch", "arm64"), ("gpu_arch", "amd"),
+    ],
+)  # fmt: skip
+def test_an_absurd_offer_is_left_out(name: str, value: object) -> None:
+    for kind in ("on-demand", "bid"):
+        assert [offer for _, offer in offers_from([ROW], kind, [])]
+        assert [offer for _, offer in offers_from([ROW | {name: value}], kind, [])] == []
 
 
 @given(row=ABSURD)
@@ -225,6 +254,20 @@ def test_a_search_none_of_which_can_be_read_is_an_error_and_no_empty_market(clou
         cloud.provider.offers(NEEDS)
     cloud.script(Fault(endpoint="vast.search", body='{"offers": []}'))
     assert cloud.provider.offers(NEEDS) == []
+
+
+@given(alike=st.lists(st.integers(1, ROWS - 1), min_size=2, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_no_offer_falls_between_two_pages(alike: list[int]) -> None:
+    """Many cost the same: the next page begins at the last price, not above it."""
+    rows = [ROW | {"id": 1000 * n + m, "dph_total": n / 10} for n, count in enumerate(alike, 1) for m in range(count)]
+
+    def search(request: httpx.Request) -> httpx.Response:
+        filters = json.loads(request.content).get("dph_total", {})
+        fitting = [row for row in rows if matches(row, {"dph_total": filters})]
+        return httpx.Response(200, json={"offers": fitting[:ROWS]})
+
+    assert len(answered_by(search).offers(NEEDS)) == len(rows)
 
 
 @pytest.mark.parametrize("price", ["NaN", "Infinity", "-1", "null", '"0.5"', "0.07"])
@@ -281,6 +324,8 @@ def answer(code: str, text: str = "by script", **more: object) -> str:
         (200, '{"success": true}', UnexpectedResponse),
         (200, '{"success": true, "new_contract": 0}', UnexpectedResponse),
         (200, '{"success": true, "new_contract": null}', UnexpectedResponse),
+        (200, '{"success": true, "new_contract": "none"}', UnexpectedResponse),
+        (200, '{"success": true, "new_contract": true}', UnexpectedResponse),
         (200, "", UnexpectedResponse),
         (200, "[1]", UnexpectedResponse),
         (200, "<html>welcome</html>", UnexpectedResponse),
@@ -448,17 +493,13 @@ def test_what_each_status_means(cloud: VastCloud, row: dict[str, Any], status: I
     assert seen.status_text == (row.get("status_msg") or row["actual_status"] or "")
 
 
-ANSWERS: list[str] = []
-ANSWERED = Vast("k", url="http://127.0.0.1:9", intervals_s={})
-ANSWERED._http._client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, text=ANSWERS[0])), base_url="http://x")
-
-
 @given(row=st.dictionaries(st.sampled_from(["label", "actual_status", "ports", "start_date", "dph_base", "ssh_port", "x"]), ABSURD))
 @settings(max_examples=150, deadline=None)
 def test_an_instance_however_odd_is_read_or_unknown_and_never_a_crash(row: dict[str, Any]) -> None:
-    ANSWERS[:] = [json.dumps({"instances": {"id": 5, "label": None, "actual_status": None} | row})]
+    text = json.dumps({"instances": {"id": 5, "label": None, "actual_status": None} | row})
+    vast = answered_by(lambda _: httpx.Response(200, text=text))
     with suppress(UnexpectedResponse):
-        assert ANSWERED.describe("5").status is not InstanceStatus.GONE
+        assert vast.describe("5").status is not InstanceStatus.GONE
 
 
 def test_an_address_that_comes_late_is_waited_for_and_then_the_proxy_is_taken(cloud: VastCloud) -> None:
@@ -559,6 +600,15 @@ def test_a_listing_that_does_not_add_up_is_no_listing(cloud: VastCloud, change: 
     cloud.script(Fault(endpoint="vast.list", body=json.dumps(body | change)))
     with pytest.raises(UnexpectedResponse):
         cloud.provider.instances()
+
+
+def test_a_listing_whose_token_leads_in_a_circle_is_no_listing(cloud: VastCloud) -> None:
+    row = {"id": 1, "label": "x", "actual_status": "running"}
+    page = {"success": True, "total_instances": 1, "next_token": "again", "instances": [row]}
+    cloud.script(Fault(endpoint="vast.list", body=json.dumps(page)))
+    with pytest.raises(UnexpectedResponse):
+        cloud.provider.instances()
+    assert cloud.calls("list") == 2
 
 
 def test_the_old_listing_is_dead_and_would_not_be_read_as_none(cloud: VastCloud) -> None:
