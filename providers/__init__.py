@@ -8,6 +8,7 @@ from typing import cast
 from .base import Provider
 
 PROVIDERS = {
+    "local": "providers.sandbox.local:Local",
     "runpod": "providers.runpod:RunPod",
     "sandbox": "providers.sandbox.provider:Sandbox",
     "ssh": "providers.ssh:SSH",
