@@ -248,9 +248,12 @@ class RunPod:
         _absent(answer)
 
     def account(self) -> Account:
-        """The balance is known to GraphQL only, which ends in early 2027: from then on it is not known, and the key is proved by v2."""
+        """The balance is known to GraphQL only, which ends in early 2027 and which a key may be barred from: then v2 proves the key."""
         query = {"query": "query { myself { id email clientBalance } }"}
-        answer = self._graphql.call("POST", "", json=query, expect=frozenset({200, 404, 410}))
+        try:
+            answer = self._graphql.call("POST", "", json=query, expect=frozenset({200, 404, 410}))
+        except AuthError:
+            answer = Answer(403, None)
         me = _dict(_dict(_dict(answer.data).get("data")).get("myself"))
         if answer.status == 200 and not me:
             raise UnexpectedResponse(f"RunPod does not say whose key this is: {self._graphql.redact(_said(answer.data))}")
