@@ -95,6 +95,8 @@ class Adapter:
     flat: dict[str, nn.Parameter]
     places: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """Part and larger rank -> where each value lies at that rank."""
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    """Running mean of the weights, where the job wants one."""
 
     @classmethod
     def create(cls, targets: Sequence[Target], rank: int, scale: float, seed: int, device: torch.device) -> Adapter:
@@ -110,6 +112,26 @@ class Adapter:
                 pieces[4 * index].uniform_(-bound, bound, generator=generator)
             flat[part] = nn.Parameter(values.to(device))
         return cls(rank, scale, layouts, flat)
+
+    def follow(self, decay: float, step: int) -> None:
+        """Let the running mean follow after update `step` (from 0): slower and slower up to `decay`, as diffusers' EMAModel does."""
+        share = 1.0 - min(decay, (1 + step) / (10 + step)) if step > 0 else 1.0
+        for part, flat in self.flat.items():
+            if part not in self.mean:
+                self.mean[part] = torch.zeros_like(flat, requires_grad=False)
+            self.mean[part].lerp_(flat.detach(), share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the weights are their running mean, if there is one."""
+        kept = {part: flat.data for part, flat in self.flat.items()}
+        try:
+            for part, mean in self.mean.items():
+                self.flat[part].data = mean
+            yield
+        finally:
+            for part, flat in self.flat.items():
+                flat.data = kept[part]
 
     def matrices(self, part: str) -> Iterator[tuple[Target, Tensor, Tensor]]:
         """Each target with its A [r, in] and B [out, r], as views."""

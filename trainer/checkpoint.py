@@ -47,12 +47,15 @@ class Checkpoint:
     """Jobs that were saved in the same moment, itself among them, and their steps."""
     cut: int
     """Which such moment of the group this was, from 1."""
+    best: tuple[int, float] | None
 
     def apply(self, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> None:
         """Make adapter, optimizer and loss scale what they were."""
         with torch.no_grad():
             for part, flat in adapter.flat.items():
                 flat.copy_(self.tensors[f"adapter.{part}"])
+                if f"mean.{part}" in self.tensors:
+                    adapter.mean[part] = self.tensors[f"mean.{part}"].to(flat.device, copy=True)
         states = {name.removeprefix("optimizer."): t for name, t in self.tensors.items() if name.startswith("optimizer.")}
         restore(optimizer, states, self.numbers)
         scaler.value, scaler.good = self.scale, self.good
@@ -74,12 +77,15 @@ class State:
     scaler: LossScale
     company: Mapping[str, int] = field(default_factory=dict)
     cut: int = 1
+    best: tuple[int, float] | None = None
+    """Step and value of the lowest held-out loss so far."""
 
 
 def save(folder: Path, state: State) -> Written:
     """Write a checkpoint and remove those beyond the last `KEPT`."""
     states, numbers = state_of(state.optimizer)
     tensors = {f"adapter.{part}": flat.detach() for part, flat in state.adapter.flat.items()}
+    tensors |= {f"mean.{part}": mean for part, mean in state.adapter.mean.items()}
     tensors |= {f"optimizer.{name}": value for name, value in states.items()}
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     tensors = {name: value.clone() for name, value in tensors.items()}  # 8-bit states share their maps; a file shares nothing
@@ -92,6 +98,7 @@ def save(folder: Path, state: State) -> Written:
         "good": state.scaler.good,
         "company": dict(state.company),
         "cut": state.cut,
+        "best": state.best,
         "content": _hash(tensors),
     }
     written = write_atomically(folder / f"step{state.step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
@@ -150,6 +157,7 @@ def load(path: Path, digest: str) -> Checkpoint:
         step, theirs = int(facts["step"]), str(facts["digest"])
         numbers, scale, good = dict(facts["numbers"]), float(facts["scale"]), int(facts["good"])
         cut = int(facts.get("cut", 0))
+        best = facts.get("best") and (int(facts["best"][0]), float(facts["best"][1]))
         company = {str(name): int(at) for name, at in facts.get("company", {}).items()}
     except (BaseModelError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _torn(path) from error
@@ -158,7 +166,7 @@ def load(path: Path, digest: str) -> Checkpoint:
     if theirs != digest:
         hint = "Give the job another name, or move its out/checkpoints/ away to start anew."
         raise IntegrityError("LRY-CKPT-DIGEST", f"checkpoint {path.name} was made with other options, pictures or another base.", hint)
-    return Checkpoint(path, step, tensors, numbers, scale, good, company, cut)
+    return Checkpoint(path, step, tensors, numbers, scale, good, company, cut, best)
 
 
 def _torn(path: Path) -> IntegrityError:

@@ -12,6 +12,7 @@ How a folder is read:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -166,11 +167,28 @@ def fits(options: TrainingOptions, samples: Sequence[Sample]) -> list[buckets.Fi
     return [buckets.fit(sample.size, rule, known) for sample in samples]
 
 
+FEW = 10
+"""Below so many pictures each one is needed for training."""
+MOST_HELD_OUT = 8
+
+
+def split(options: TrainingOptions, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Pictures to train on, and pictures to measure by. Chosen by their file names, so that a further picture moves none of the others."""
+    many = options.heldout
+    if many is None:
+        many = min(len(samples) // 10, MOST_HELD_OUT) if len(samples) >= FEW else 0
+    many = min(many, len(samples) - 1) if samples else 0
+    order = sorted(range(len(samples)), key=lambda i: (hashlib.sha256(os.fsencode(samples[i].image.name)).digest(), i))
+    kept = set(order[:many])
+    return [s for i, s in enumerate(samples) if i not in kept], [s for i, s in enumerate(samples) if i in kept]
+
+
 def plan(options: TrainingOptions, samples: Sequence[Sample]) -> buckets.Plan:
-    """Batches, steps and epochs, counted as kohya counts them."""
+    """Batches, steps and epochs of all samples of a dataset, less those held out; counted as kohya counts them."""
+    trained, _ = split(options, samples)
     return buckets.plan(
-        [fit.bucket for fit in fits(options, samples)],
-        [sample.repeats for sample in samples],
+        [fit.bucket for fit in fits(options, trained)],
+        [sample.repeats for sample in trained],
         batch_size=options.batch_size,
         accumulation=options.gradient_accumulation,
         steps=options.steps,

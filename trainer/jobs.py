@@ -36,7 +36,7 @@ from .errors import DatasetError, SpecError, StopRequested, TrainerError, Traini
 from .events import Emit
 from .families import plugin
 from .files import Written, write_atomically
-from .protocol import Committed, JobSpec, Phase, Started, Step, Warned
+from .protocol import Committed, Evaluated, JobSpec, Phase, Started, Step, Warned
 
 VERSION = "0.1.0"
 STEP_EVENT_EVERY_S = 0.2
@@ -117,7 +117,13 @@ class Run:
     prompts: tuple[prompts.Prompt, ...]
     embedding: Callable[[str], Tensor]
     digest: str
+    held: loop.Data
+    """Pictures that are measured by; none: nothing is measured."""
     last_good: int = 0
+    measured: tuple[int, float] | None = None
+    """Step and held-out loss, the last time."""
+    best: tuple[int, float] | None = None
+    """Step and held-out loss, the best time."""
     said: Losses = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,6 +186,10 @@ def prepare(job: JobSpec, place: Place) -> Run:
     rates = rates_of(job)
     wanted = prompts.parse_prompts(job.sample_prompts) if job.sample_every_steps else ()
     samples = _read_dataset(job, place)
+    trained, held = dataset.split(job, samples)
+    if held:
+        names = ", ".join(sample.image.name for sample in held)
+        warn(job, place, f"{len(held)} of {len(samples)} pictures are not trained on but measured by (heldout = 0 trains on all): {names}.")
     dtype, warning = precision(job, place.device)
     if warning:
         warn(job, place, warning)
@@ -187,11 +197,13 @@ def prepare(job: JobSpec, place: Place) -> Run:
     place.pause(job)
     family, model = place.model(job, dtype)
     plan = dataset.plan(job, samples)
-    fits = dataset.fits(job, samples)
+    fits = dataset.fits(job, trained)
     targets = model.targets(list(rates))
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(samples)} pictures"))
     hashes = [file_hash(sample.image) for sample in samples]
-    data = _cached(job, place, family, model, _Pictures(samples, fits, hashes))
+    hash_of = {id(sample): content for sample, content in zip(samples, hashes, strict=True)}
+    data = _cached(job, place, family, model, _Pictures(trained, fits, [hash_of[id(s)] for s in trained]))
+    measure = _cached(job, place, family, model, _Pictures(held, dataset.fits(job, held), [hash_of[id(s)] for s in held]))
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep_text="text_encoder" in rates or job.shuffle_caption)
     adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
@@ -200,7 +212,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
         warn(job, place, warning)
     lane = loop.Lane(job, plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
-        samples=samples,
+        samples=trained,
         buckets=[f.bucket for f in fits],
         plan=plan,
         started_at=datetime.now(UTC),
@@ -208,7 +220,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
         base_name=model.name,
         version=VERSION,
     )
-    return Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes))
+    return Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes), measure)
 
 
 def rates_of(job: JobSpec) -> dict[str, float]:
@@ -280,16 +292,16 @@ def _latent(model: Any, path: Path, fit: Fit, *, mirrored: bool) -> Tensor:
 def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, captions: Sequence[str]) -> Callable[[str], Tensor]:
     """Captions -> what the model is told: embeddings made once; or token ids, where the text encoder is trained too."""
     counts = {caption: model.token_count(caption) for caption in set(captions)}
-    if long := {c: n for c, n in counts.items() if n > family.MAX_TOKENS}:
+    if long := {c: n for c, n in counts.items() if n > family.MAX_TOKENS * pieces_of(job)}:
         worst = max(long, key=lambda c: long[c])
-        cut = f"{len(long)} captions are longer than {family.MAX_TOKENS} tokens and are cut"
+        cut = f"{len(long)} captions are longer than {family.MAX_TOKENS * pieces_of(job)} tokens and are cut"
         warn(job, place, f"{cut}; the longest has {long[worst]}: {worst[:80]!r}...")
     known: dict[str, Tensor] = {}
     trained = (job.text_encoder_lr or 0) > 0
 
     def condition(caption: str) -> Tensor:
         if caption not in known:
-            known[caption] = model.tokens(caption) if trained else _embedded(place, model, caption)
+            known[caption] = model.tokens(caption, pieces_of(job)) if trained else _embedded(job, place, model, caption)
         return known[caption]
 
     if not job.shuffle_caption:  # shuffled captions are too many to make ahead
@@ -299,16 +311,22 @@ def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, capt
     return condition
 
 
-def _embedded(place: Place, model: Any, text: str) -> Tensor:
-    where = address("text", model.tokens(text).tolist(), model.text_address())
-    return place.cache.get("text", where, lambda: model.encode_text(text))
+def _embedded(job: JobSpec, place: Place, model: Any, text: str) -> Tensor:
+    pieces = pieces_of(job)
+    where = address("text", model.tokens(text, pieces).tolist(), model.text_address())
+    return place.cache.get("text", where, lambda: model.encode_text(text, pieces))
+
+
+def pieces_of(job: JobSpec) -> int:
+    """How many stretches of 75 tokens a caption is read in."""
+    return job.max_token_length // 75
 
 
 def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[prompts.Prompt]) -> Callable[[str], Tensor]:
     """Prompts are embedded before the text encoder leaves; one that is trained embeds at the time of drawing."""
     if (job.text_encoder_lr or 0) > 0:
-        return lambda text: model.encode_text(text)  # noqa: PLW0108  # looked up when called
-    made = {text: _embedded(place, model, text) for prompt in wanted for text in (prompt.text, prompt.negative)}
+        return lambda text: model.encode_text(text, pieces_of(job))
+    made = {text: _embedded(job, place, model, text) for prompt in wanted for text in (prompt.text, prompt.negative)}
     return lambda text: made[text]
 
 
@@ -327,6 +345,7 @@ def resume(run: Run, found: checkpoint.Checkpoint) -> None:
     """Go on from a checkpoint."""
     found.apply(run.lane.adapter, run.lane.optimizer, run.lane.scaler)
     run.lane.step = run.last_good = found.step
+    run.best = found.best
     data = found.path.read_bytes()  # said again: the last life may have ended before it could
     _say_committed(run, Written(found.path, len(data), hashlib.sha256(data).hexdigest()), "checkpoint", found.step)
 
@@ -378,6 +397,27 @@ class Losses:
         self._pending, self._said_at, self._since = [], now, now
 
 
+def measure(run: Run) -> None:
+    """Held-out loss, once a step."""
+    if not run.held.captions or (run.measured is not None and run.measured[0] == run.lane.step):
+        return
+    loss = loop.evaluate(run.model, run.lane.adapter, run.held)
+    if not math.isfinite(loss):
+        return  # the training itself will say it
+    run.measured = run.lane.step, loss
+    if run.best is None or loss < run.best[1]:
+        run.best = run.measured
+    run.place.emit(Evaluated(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, loss=loss))
+
+
+def verdict(run: Run) -> str:
+    """What the held-out pictures say of the whole run."""
+    if run.best is None or run.measured is None:
+        return ""
+    words = f"held-out loss {run.measured[1]:.4f}"
+    return words if run.best == run.measured else f"{words}; the best was {run.best[1]:.4f} at step {run.best[0]}"
+
+
 def due(run: Run) -> bool:
     """Whether a checkpoint is to be saved at this step."""
     return run.lane.step > 0 and (due_adapter(run) or _due_checkpoint(run))
@@ -412,7 +452,7 @@ def save(run: Run, company: Mapping[str, int], cut: int) -> None:
     if lane.step == 0:
         return
     say_phase(run, "saving", f"step {lane.step}")
-    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut)
+    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut, run.best)
     _say_committed(run, checkpoint.save(run.out / "checkpoints", state), "checkpoint", lane.step)
     run.last_good = lane.step
 
@@ -421,8 +461,11 @@ def commit_adapter(run: Run, *, final: bool) -> Written:
     """Write the adapter of this step."""
     step = run.lane.step
     name = run.job.name if final else f"{run.job.name}-step{step:06d}"
-    tensors = export.to_kohya(run.lane.adapter, run.family.key_of, export.DTYPES[run.job.save_precision])
+    with run.lane.adapter.averaged():
+        tensors = export.to_kohya(run.lane.adapter, run.family.key_of, export.DTYPES[run.job.save_precision])
     facts = export.metadata(run.job, run.facts, run.model.origin(), step=step, final_name=name)
+    if run.measured is not None and run.best is not None and run.measured[0] == step:
+        facts |= {"lorry_heldout_loss": f"{run.measured[1]:.6f}", "lorry_heldout_best_step": str(run.best[0])}
     written = export.save_adapter(run.out / f"{name}.safetensors", tensors, facts)
     _say_committed(run, written, "adapter", step, final=final)
     return written
@@ -438,7 +481,8 @@ def _draw(run: Run, *, again: bool) -> None:
             data = path.read_bytes()
             _say_committed(run, Written(path, len(data), hashlib.sha256(data).hexdigest()), "sample", run.lane.step)
             continue
-        written = write_atomically(path, _drawn(run, prompt, number))
+        with run.lane.adapter.averaged():
+            written = write_atomically(path, _drawn(run, prompt, number))
         _say_committed(run, written, "sample", run.lane.step)
     run.model.release_encoders(keep_text="text_encoder" in run.lane.rates or run.job.shuffle_caption)
     say_phase(run, "training")

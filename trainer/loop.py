@@ -36,8 +36,14 @@ class Denoiser(Protocol):
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
         """One sample's timestep, 0-d."""
 
-    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """The noisy latents, and what the model should answer."""
+    def spread_timesteps(self, count: int) -> Tensor:
+        """So many timesteps, evenly from little noise to much [count]."""
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor, disturbance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The noisy latents, and what the model should answer. A disturbance is noise that the answer need not know of."""
+
+    def distances(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions) -> Tensor:
+        """Each sample's loss before its weight [b]."""
 
     def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
         """Each sample's loss weight, or None for 1."""
@@ -55,6 +61,7 @@ class Batch:
 
     latents: Tensor  # [b, c, h, w]
     noise: Tensor  # [b, c, h, w]
+    disturbance: Tensor  # [b, c, h, w]; zeros where there is none
     timesteps: Tensor  # [b]
     condition: Tensor  # [b, tokens, width] cached, or [b, tokens] ids
     share: float
@@ -172,26 +179,40 @@ class Lane:
             parameter.grad = None
 
     def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
-        latents, noise, timesteps, condition = [], [], [], []
+        latents, noise, disturbance, timesteps, condition = [], [], [], [], []
         for row, index in enumerate(group, first_row):
             options, at = self.options, (self.step, row)
             mirrored = options.flip and streams.key(options.seed, "flip", *at) % 2 == 1
             picture = self.data.latents(index, mirrored)  # [c, h, w]
             latents.append(picture)
             noise.append(draw_noise(options, picture.shape, *at))
+            disturbance.append(draw_disturbance(options, picture.shape, *at))
             timesteps.append(model.draw_timestep(streams.generator(options.seed, "timestep", *at)))
             condition.append(self.data.condition(draw_caption(options, self.data.captions[index], *at)))
-        columns = [torch.stack(column).to(model.device) for column in (latents, noise, timesteps, condition)]
-        return Batch(columns[0], columns[1], columns[2], columns[3], share)
+        columns = [torch.stack(column).to(model.device) for column in (latents, noise, disturbance, timesteps, condition)]
+        return Batch(columns[0], columns[1], columns[2], columns[3], columns[4], share)
 
 
 def draw_noise(options: TrainingOptions, shape: Sequence[int], step: int, row: int) -> Tensor:
-    """One sample's noise [c, h, w], with its offset."""
+    """One sample's noise [c, h, w], with its offset and its coarser resolutions."""
     noise = torch.randn(tuple(shape), generator=streams.generator(options.seed, "noise", step, row))
-    if options.noise_offset == 0:
-        return noise
-    shift = torch.randn((shape[0], 1, 1), generator=streams.generator(options.seed, "offset", step, row))
-    return objective.offset_noise(noise, shift, options.noise_offset)
+    if options.noise_offset > 0:
+        shift = torch.randn((shape[0], 1, 1), generator=streams.generator(options.seed, "offset", step, row))
+        noise = objective.offset_noise(noise, shift, options.noise_offset)
+    if options.multires_noise_iterations > 0:
+        dice, generator = streams.dice(options.seed, "ratios", step, row), streams.generator(options.seed, "multires", step, row)
+        ratios = [2.0 + 2.0 * dice.random() for _ in range(options.multires_noise_iterations)]
+        sizes = objective.coarser_sizes((shape[1], shape[2]), ratios)
+        coarser = [torch.randn((shape[0], *size), generator=generator) for size in sizes]
+        noise = objective.multires_noise(noise, coarser, options.multires_noise_discount)
+    return noise
+
+
+def draw_disturbance(options: TrainingOptions, shape: Sequence[int], step: int, row: int) -> Tensor:
+    """Input perturbation (Ning et al. 2023, arXiv 2301.11706): noise on the input alone."""
+    if options.ip_noise_gamma == 0:
+        return torch.zeros(tuple(shape))
+    return options.ip_noise_gamma * torch.randn(tuple(shape), generator=streams.generator(options.seed, "disturbance", step, row))
 
 
 def draw_caption(options: TrainingOptions, caption: str, step: int, row: int) -> str:
@@ -248,20 +269,45 @@ Members = list[tuple[Lane, Batch]]
 def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
     """One pass for these lanes. Their losses are summed: each is a mean over its own rows, so no lane weighs on another."""
     with model.bank.use([lane.adapter for lane, _ in members], model.dtype):
-        latents, noise, timesteps, condition = (
-            torch.cat([getattr(batch, name) for _, batch in members]) for name in ("latents", "noise", "timesteps", "condition")
+        latents, noise, disturbance, timesteps, condition = (
+            torch.cat([getattr(batch, name) for _, batch in members])
+            for name in ("latents", "noise", "disturbance", "timesteps", "condition")
         )
-        noisy, wanted = model.corrupt(latents, noise, timesteps)  # [n*b, c, h, w]
+        disturbed = any(lane.options.ip_noise_gamma > 0 for lane, _ in members)
+        noisy, wanted = model.corrupt(latents, noise, timesteps, disturbance if disturbed else None)  # [n*b, c, h, w]
         predicted = model.predict(noisy, timesteps, model.embed(condition))
-        each = objective.per_sample_loss(predicted, wanted)  # [n*b]
         losses, scaled = [], []
-        for (lane, batch), own, t in zip(members, each.chunk(len(members)), timesteps.chunk(len(members)), strict=True):
+        rows = (tensor.chunk(len(members)) for tensor in (predicted, wanted, timesteps))
+        for (lane, batch), answer, goal, t in zip(members, *rows, strict=True):
+            own = model.distances(answer, goal, t, lane.options)  # [b]
             weight = model.weigh(t, lane.options)
             loss = (own if weight is None else own * weight).mean() * batch.share
             losses.append(loss.detach())
             scaled.append(loss * lane.scaler.value)
         torch.autograd.backward(torch.stack(scaled).sum())
     return losses
+
+
+LOOKS = 4
+"""Timesteps at which a held-out picture is looked at: one in each quarter."""
+
+
+@torch.no_grad()
+def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> float:
+    """Mean squared error on held-out pictures, noise and timesteps always the same: comparable over steps and between jobs."""
+    timesteps = model.spread_timesteps(LOOKS)
+    total = 0.0
+    with adapter.averaged(), model.bank.use([adapter], model.dtype):
+        for index, caption in enumerate(held.captions):
+            picture = held.latents(index, False)  # [c, h, w]
+            noise = [torch.randn(picture.shape, generator=streams.generator(0, "heldout", index, look)) for look in range(LOOKS)]
+            latents = picture.expand(LOOKS, *picture.shape).to(model.device)
+            noisy, wanted = model.corrupt(latents, torch.stack(noise).to(model.device), timesteps)
+            condition = held.condition(caption)[None].to(model.device)
+            context = model.embed(condition)
+            predicted = model.predict(noisy, timesteps, context.expand(LOOKS, *context.shape[1:]))
+            total += float(objective.per_sample_loss(predicted, wanted).mean())
+    return total / len(held.captions)
 
 
 def _finished(lane: Lane, loss: float, samples: int) -> Stepped:
@@ -288,6 +334,8 @@ def _finish(lane: Lane, loss: float, samples: int) -> Stepped:
     if error is None:
         if finite:  # an overflow that the smaller loss scale will cure only skips the update
             _update(lane)
+        if lane.options.ema_decay is not None:
+            lane.adapter.follow(lane.options.ema_decay, lane.step)
         lane.step += 1
     for parameter in parameters:
         parameter.grad = None

@@ -6,12 +6,17 @@ Notation of Ho et al. 2020 (arXiv 2006.11239): x_t = sqrt(abar_t) x_0 + sqrt(1 -
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v"]
+LossType = Literal["l2", "l1", "huber", "smooth_l1"]
+HuberSchedule = Literal["constant", "exponential", "snr"]
 
 
 def scaled_linear_betas(start: float = 0.00085, end: float = 0.012, steps: int = 1000) -> Tensor:
@@ -61,9 +66,51 @@ def min_snr_weight(abar: Tensor, timesteps: Tensor, gamma: float, prediction: Pr
     return capped / ratio if prediction == "epsilon" else capped / (ratio + 1.0)  # [b]
 
 
-def per_sample_loss(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared error of each sample, in fp32."""
-    return (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3))  # [b]
+def debiased_weight(abar: Tensor, timesteps: Tensor, prediction: Prediction) -> Tensor:
+    """Yu et al. 2023 (arXiv 2310.08442) as sd-scripts has it: 1 / sqrt(snr), for v 1 / (snr + 1), snr at most 1000."""
+    ratio = snr(abar, timesteps).clamp(max=1000.0)
+    return ratio.rsqrt() if prediction == "epsilon" else 1.0 / (ratio + 1.0)  # [b]
+
+
+def huber_threshold(abar: Tensor, timesteps: Tensor, c: float, schedule: HuberSchedule) -> Tensor:
+    """sd-scripts' thresholds: near 1 where there is little noise, `c` where there is most; the same everywhere if constant."""
+    if schedule == "constant":
+        return torch.full(timesteps.shape, c, device=timesteps.device)  # [b]
+    if schedule == "exponential":
+        return torch.exp(timesteps.float() * (math.log(c) / len(abar)))  # [b]
+    at = abar[timesteps]
+    return (1.0 - c) / (1.0 + ((1.0 - at) / at).sqrt()).square() + c  # [b]
+
+
+def multires_noise(noise: Tensor, coarser: Sequence[Tensor], discount: float) -> Tensor:
+    """Pyramid noise (Whitaker 2023, "Multi-Resolution Noise"): the i-th coarser noise counts discount^i; of unit deviation again."""
+    size = noise.shape[-2:]
+    for i, one in enumerate(coarser):
+        noise = noise + F.interpolate(one[None], size=size, mode="bilinear")[0] * discount**i  # [c, h, w]
+    return noise / noise.std()
+
+
+def coarser_sizes(size: tuple[int, int], ratios: Sequence[float]) -> list[tuple[int, int]]:
+    """Height and width of each coarser noise; the last is where a side has become 1."""
+    sizes: list[tuple[int, int]] = []
+    for i, ratio in enumerate(ratios):
+        sizes.append((max(1, int(size[0] / ratio**i)), max(1, int(size[1] / ratio**i))))
+        if 1 in sizes[-1]:
+            break
+    return sizes
+
+
+def per_sample_loss(predicted: Tensor, wanted: Tensor, kind: LossType = "l2", threshold: Tensor | None = None) -> Tensor:
+    """Mean distance of each sample, in fp32: squared, absolute, or one of sd-scripts' two pseudo-Huber forms."""
+    difference = predicted.float() - wanted.float()
+    if kind == "l2":
+        return difference.square().mean(dim=(1, 2, 3))  # [b]
+    if kind == "l1":
+        return difference.abs().mean(dim=(1, 2, 3))  # [b]
+    assert threshold is not None
+    c = threshold.view(-1, 1, 1, 1)
+    rest = (difference.square() + c.square()).sqrt() - c  # [b, c, h, w]
+    return (2.0 * (c * rest if kind == "huber" else rest)).mean(dim=(1, 2, 3))  # [b]
 
 
 def _at(abar: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,31 +19,63 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
+IN_8_BITS = {"AdamW8bit": "AdamW", "PagedAdamW8bit": "AdamW", "Lion8bit": "Lion"}
+"""bitsandbytes' name -> the same rule with states in 32 bits."""
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023 (arXiv 2302.06675, algorithm 2): the sign of an interpolated momentum; weight decay decoupled."""
+
+    BETAS: ClassVar[tuple[float, float]] = (0.9, 0.99)
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(torch.lerp(parameter.grad, momentum, self.BETAS[0]).sign_(), alpha=-group["lr"])
+                momentum.lerp_(parameter.grad, 1.0 - self.BETAS[1])
+
+
 def create(options: TrainingOptions, parameters: Mapping[str, nn.Parameter]) -> tuple[torch.optim.Optimizer, str]:
     """The optimizer, one group a part in the order of `parameters`; and a warning, empty if there is none."""
     groups: list[dict[str, Any]] = [{"params": [p], "lr": 0.0, "part": part} for part, p in parameters.items()]
     device = next(iter(parameters.values())).device
-    if options.optimizer == "AdamW8bit":
-        reason = why_no_8bit(device)
+    name, warning, decay = options.optimizer, "", options.weight_decay
+    if plain := IN_8_BITS.get(name):
+        reason = why_no_8bit(device, name)
         if not reason:
             import bitsandbytes
 
-            return bitsandbytes.optim.AdamW8bit(groups, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=options.weight_decay), ""
-        warning = f"AdamW8bit cannot run here ({reason}); AdamW is used: the same rule with states in 32 bits."
-    else:
-        warning = ""
+            make = getattr(bitsandbytes.optim, name)
+            if plain == "Lion":
+                return make(groups, lr=0.0, betas=Lion.BETAS, weight_decay=decay), ""
+            return make(groups, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=decay), ""
+        warning = f"{name} cannot run here ({reason}); {plain} is used: the same rule with states in 32 bits."
+        name = "Lion" if plain == "Lion" else "AdamW"
+    if name == "Lion":
+        return Lion(groups, lr=0.0, weight_decay=decay), warning
     fused = device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=options.weight_decay, fused=fused), warning
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=decay, fused=fused), warning
 
 
-def why_no_8bit(device: torch.device) -> str:
-    """Empty if AdamW8bit takes a step on this device, else the reason: older bitsandbytes cannot on a CPU."""
+def why_no_8bit(device: torch.device, name: str = "AdamW8bit") -> str:
+    """Empty if this optimizer takes a step on this device, else the reason: older bitsandbytes cannot on a CPU."""
     try:
         import bitsandbytes
 
         probe = nn.Parameter(torch.ones(8192, device=device))
         probe.grad = torch.ones_like(probe)
-        bitsandbytes.optim.AdamW8bit([probe], lr=1e-3).step()
+        getattr(bitsandbytes.optim, name)([probe], lr=1e-3).step()
     except (ImportError, RuntimeError, NotImplementedError, AttributeError, ValueError, TypeError, OSError) as error:
         return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     return "" if bool((probe.detach() < 1).all()) else "its step changes nothing"

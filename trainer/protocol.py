@@ -29,8 +29,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FAMILIES = ("sd15",)
 """Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
 
-OPTIMIZERS = ("AdamW", "AdamW8bit")
-LR_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts")
+OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "Lion8bit")
+LR_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts", "linear", "polynomial")
 
 MAX_EVENT_BYTES = 64 * 1024
 """A line longer than this is not an event of ours; the reader drops it instead of growing."""
@@ -61,21 +61,50 @@ class TrainingOptions(Message):
     flip: bool = Field(False, description="Also train on mirrored pictures (not for faces and text).")
     shuffle_caption: bool = Field(False, description="Shuffle the comma-separated tags of a caption at every use.")
     keep_tokens: int = Field(0, ge=0, description="Tags at the caption's start that `shuffle_caption` leaves in place.")
+    max_token_length: Literal[75, 150, 225] = Field(
+        75, description="Tokens of a caption that are read: longer ones are read in pieces of 75, as kohya does it, and beyond this cut."
+    )
+    heldout: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Pictures kept out of training to measure it by; 0: none. When not given: 1 in 10, at most 8, none of fewer than 10.",
+    )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
     learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
     unet_lr: float | None = Field(None, ge=0, description="Learning rate of the UNet; 0 leaves it untrained.")
     text_encoder_lr: float | None = Field(None, ge=0, description="Learning rate of the text encoder; untrained when not given or 0.")
-    optimizer: Literal["AdamW", "AdamW8bit"] = Field("AdamW8bit", description="Optimizer. AdamW8bit keeps its states in 8 bits.")
+    optimizer: Literal["AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "Lion8bit"] = Field(
+        "AdamW8bit",
+        description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third of AdamW's rate.",
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Keep a running mean of the weights and save, draw and measure that; 0.999 is usual for long runs."
+    )
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
-    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts"] = Field(
+    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts", "linear", "polynomial"] = Field(
         "constant", description="Shape of the learning rate over the run."
     )
     lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
+    lr_power: float = Field(1.0, gt=0, le=10, description="Power of `polynomial`; 1 is `linear`.")
     lr_restarts: int = Field(3, ge=1, le=100, description="Cycles of `cosine_with_restarts`.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); off when not given.")
+    debiased_estimation: bool = Field(False, description="Weigh the loss by 1 / sqrt(signal-to-noise), as debiased estimation does.")
+    loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = Field(
+        "l2", description="Distance between answer and target; `huber` minds outliers less (pseudo-Huber, as in kohya)."
+    )
+    huber_schedule: Literal["constant", "exponential", "snr"] = Field(
+        "snr", description="How the threshold of `huber` and `smooth_l1` depends on the timestep."
+    )
+    huber_c: float = Field(0.1, gt=0, le=10, description="Threshold between quadratic and linear at the noisiest timestep.")
+    multires_noise_iterations: int = Field(0, ge=0, le=16, description="Adds noise of so many coarser resolutions; 6 to 10 is usual.")
+    multires_noise_discount: float = Field(0.3, gt=0, le=1, description="What each coarser noise counts of the finer one.")
+    ip_noise_gamma: float = Field(
+        0.0, ge=0, le=1, description="Input perturbation: extra noise on the model's input that the target does not know of; 0.1 is usual."
+    )
     noise_offset: float = Field(
         0.0, ge=0, le=1, description="Adds a constant shift to the noise of each channel; helps very dark and bright pictures."
     )

@@ -22,4 +22,6 @@ def factor(options: TrainingOptions, step: int, total: int) -> float:
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
     if progress >= 1.0:
         return 0.0
+    if options.lr_scheduler in ("linear", "polynomial"):
+        return float((1.0 - progress) ** (options.lr_power if options.lr_scheduler == "polynomial" else 1.0))
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((options.lr_restarts * progress) % 1.0))))

@@ -152,8 +152,11 @@ class Crew:
             self._finish(run, again=again)
             return
         if again and jobs.due_adapter(run):
+            jobs.measure(run)
             jobs.commit_adapter(run, final=False)
         jobs.keep_up(run, again=again)
+        if not again:
+            jobs.measure(run)
         others = [name for name in self.runs if name != run.job.name]
         jobs.say_phase(run, "training", f"together with {', '.join(others)}"[:500] if others else "")
         run.said.begin()
@@ -243,6 +246,8 @@ class Crew:
             self._guarded(run.job, partial(self._finish, run))
 
     def _save(self, run: Run, company: dict[str, int]) -> None:
+        if jobs.due(run) or run.lane.done:
+            jobs.measure(run)
         jobs.save(run, company, self._cuts)
         if jobs.due_adapter(run):
             jobs.commit_adapter(run, final=False)
@@ -254,8 +259,9 @@ class Crew:
     def _finish(self, run: Run, *, again: bool = False) -> None:
         run.said.flush()
         jobs.keep_up(run, again=again)
+        jobs.measure(run)
         written = jobs.commit_adapter(run, final=True)
-        self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256))
+        self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=jobs.verdict(run)))
 
     def _someone_left(self, midway: Sequence[Run]) -> bool:
         """Stop all, or those that are asked to leave; each at the end of its step."""

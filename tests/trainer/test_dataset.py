@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.dataset import Scan, scan, total_steps
+from trainer.dataset import Sample, Scan, scan, split, total_steps
 from trainer.protocol import TrainingOptions
 
 OPTIONS = TrainingOptions(resolution=64, min_bucket=64, max_bucket=128)
@@ -206,3 +206,22 @@ def test_steps_count_buckets_repeats_and_accumulation(tmp_path: Path) -> None:
     # 15 squares in 4 batches, 3 wide ones in 1: 5 batches, 3 steps an epoch
     assert total_steps(options, samples) == 6
     assert total_steps(OPTIONS, samples) == 1500
+
+
+def many(folder: Path, count: int) -> tuple[Sample, ...]:
+    return tuple(Sample(image=folder / f"{i:03d}.png", caption="a", repeats=1, size=(64, 64), folder="f") for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "held"), [(9, None, 0), (10, None, 1), (35, None, 3), (500, None, 8), (35, 0, 0), (9, 4, 4), (2, 4, 1)]
+)
+def test_enough_pictures_spare_a_few_to_measure_by(count: int, given: int | None, held: int, tmp_path: Path) -> None:
+    trained, kept = split(OPTIONS.model_copy(update={"heldout": given}), many(tmp_path, count))
+    assert (len(trained), len(kept)) == (count - held, held)
+    assert sorted(s.image for s in [*trained, *kept]) == [s.image for s in many(tmp_path, count)]
+
+
+def test_the_same_are_held_out_wherever_the_folder_lies_and_a_further_one_moves_no_other(tmp_path: Path) -> None:
+    names = lambda samples: {s.image.name for s in split(OPTIONS, samples)[1]}  # noqa: E731
+    assert names(many(tmp_path, 50)) == names(many(tmp_path / "elsewhere", 50))
+    assert len(names(many(tmp_path, 51)) - names(many(tmp_path, 50))) <= 1

@@ -18,7 +18,7 @@ from trainer import train
 from trainer.errors import SpecError
 from trainer.families import sd15
 from trainer.jobs import Place
-from trainer.protocol import AnyEvent, Committed, Ended, EventReader, JobSpec, Phase, Started, Step, Warned, dump_event
+from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, EventReader, JobSpec, Phase, Started, Step, Warned, dump_event
 from trainer.together import run_job
 
 Spec = Callable[..., dict[str, Any]]
@@ -180,6 +180,51 @@ def test_a_changed_picture_is_encoded_anew(root: Path, spec: Spec) -> None:
     assert len(list((root / "cache/latents").iterdir())) == before + 1
 
 
+def test_pictures_held_out_are_said_measured_and_never_trained_on(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests import tiny
+    from trainer import dataset, loop
+
+    tiny.pictures(root / "many", count=21)
+    used: set[int] = set()
+    plain = loop.Lane._draw
+
+    def draw(self: loop.Lane, model: Any, group: Any, *rest: Any) -> loop.Batch:
+        used.update(group)
+        assert len(self.data.captions) == 19
+        return plain(self, model, group, *rest)
+
+    monkeypatch.setattr(loop.Lane, "_draw", draw)
+    events = run(root, spec(dataset="many", epochs=1, steps=None, save_every_steps=8))
+    assert used == set(range(19))
+    job = JobSpec(**spec(dataset="many"))
+    samples = dataset.scan(root / "many", job).samples
+    _, held = dataset.split(job, samples)
+    (said,) = [e.message for e in only(events, Warned) if "measured by" in e.message]
+    assert said.startswith("2 of 21 pictures")
+    assert all(s.image.name in said for s in held)
+    found = only(events, Evaluated)
+    assert [e.step for e in found] == [0, 8, 16, 19]
+    assert only(events, Started)[0].steps == 19 == dataset.total_steps(JobSpec(**spec(epochs=1, steps=None)), samples)
+    assert f"held-out loss {found[-1].loss:.4f}" in events[-1].message
+    with safe_open(root / "jobs/lisa/out/lisa.safetensors", "pt") as file:
+        facts = file.metadata()
+    best = min(found, key=lambda e: e.loss)
+    assert float(facts["lorry_heldout_loss"]) == pytest.approx(found[-1].loss, abs=1e-6)
+    assert facts["lorry_heldout_best_step"] == str(best.step)
+
+
+def test_a_resumed_run_remembers_its_best(root: Path, spec: Spec) -> None:
+    from tests import tiny
+
+    tiny.pictures(root / "many", count=12)
+    options = spec(dataset="many", steps=6, save_every_steps=2, heldout=2)
+    whole = run(root, {**options, "output": "whole"})
+    stopped = run(root, {**options, "output": "parts"}, stop_after=3)
+    rest = run(root, {**options, "output": "parts"})
+    assert rest[-1].message == whole[-1].message != ""
+    assert {e.step: e.loss for e in only(stopped, Evaluated) + only(rest, Evaluated)} == {e.step: e.loss for e in only(whole, Evaluated)}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no dataset": ({"dataset": "nowhere"}, "LRY-DATA-MISSING"),
     "no base": ({"base": "nowhere"}, "LRY-BASE-MISSING"),
@@ -272,6 +317,30 @@ def test_too_long_captions_are_said_and_cut(root: Path, spec: Spec) -> None:
     (root / "data/00.txt").write_text("dog " * 100)
     events = run(root, spec(steps=1))
     assert any("longer than 75 tokens" in e.message and "100" in e.message for e in only(events, Warned))
+
+
+def test_the_running_mean_is_what_is_saved(root: Path, spec: Spec) -> None:
+    """The file differs from that of the last weights; the checkpoint holds both."""
+    run(root, spec(steps=5, output="plain", save_every_steps=4))
+    run(root, spec(steps=5, output="mean", save_every_steps=4, ema_decay=0.9))
+    plain, mean = (load_file(root / out / "lisa.safetensors") for out in ("plain", "mean"))
+    assert plain.keys() == mean.keys()
+    assert any(not torch.equal(plain[key], mean[key]) for key in plain)
+    ours, theirs = (load_file(root / out / "checkpoints/step000004.safetensors") for out in ("mean", "plain"))
+    assert torch.equal(ours["adapter.unet"], theirs["adapter.unet"])
+    assert ours.keys() - theirs.keys() == {"mean.unet"}
+
+
+def test_long_captions_are_read_whole_when_asked(root: Path, spec: Spec) -> None:
+    """With a cached and with a trained text encoder; samples too, whose prompts take the same way."""
+    (root / "data/00.txt").write_text("dog " * 100)
+    options = {"steps": 2, "max_token_length": 150, "sample_every_steps": 2, "sample_prompts": ("a dog --w 64 --h 64 --s 1",)}
+    for more in ({"output": "cached"}, {"output": "trained", "text_encoder_lr": 1e-3}):
+        events = run(root, spec(**options, **more))
+        assert events[-1].state == "done", events[-1]
+        assert not any("longer than" in e.message for e in only(events, Warned))
+        with safe_open(root / more["output"] / "lisa.safetensors", "pt") as file:
+            assert file.metadata()["ss_max_token_length"] == "150"
 
 
 def test_misspelt_keys_are_refused_before_anything(root: Path, spec: Spec) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
 
 from trainer import checkpoint, dataset, jobs, loop, optimizers, streams
 from trainer.adapters import Adapter
@@ -64,8 +66,6 @@ def weights(lane: loop.Lane) -> dict[str, torch.Tensor]:
 
 def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -> None:
     """Separate parameters per matrix, hooks instead of our layers, diffusers' scheduler, torch's AdamW and clipping."""
-    from diffusers import DDPMScheduler
-
     ours = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
     reference = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
     batches = []
@@ -129,6 +129,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "restarts with warm-up": {"lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": 3, "lr_restarts": 2},
     "accumulation": {"gradient_accumulation": 2, "batch_size": 2},
     "everything random": {"flip": True, "shuffle_caption": True, "caption_dropout": 0.3, "noise_offset": 0.1},
+    "Lion": {"optimizer": "Lion", "learning_rate": 1e-3},
+    "Lion8bit and coarse noise": {"optimizer": "Lion8bit", "multires_noise_iterations": 4, "ip_noise_gamma": 0.1},
+    "huber": {"loss_type": "huber", "debiased_estimation": True, "optimizer": "PagedAdamW8bit"},
+    "running mean": {"ema_decay": 0.9},
     "text encoder": {"text_encoder_lr": 1e-3, "gradient_checkpointing": True},
 }
 
@@ -151,6 +155,22 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: sd15
         assert all(torch.equal(middle[cut][part], value) for part, value in weights(again).items())
         assert run(model, again, 8 - cut) == losses[cut:]
         assert all(torch.equal(weights(whole)[part], value) for part, value in weights(again).items())
+        assert all(torch.equal(whole.adapter.mean[part], value) for part, value in again.adapter.mean.items())
+
+
+def test_the_running_mean_is_diffusers_and_training_does_not_see_it(model: sd15.Model, lane: Make) -> None:
+    one, calm = lane(steps=12, ema_decay=0.5), lane(steps=12)
+    shadow = None
+    for _ in range(12):
+        run(model, one, 1)
+        run(model, calm, 1)
+        parameter = torch.nn.Parameter(weights(one)["unet"])
+        shadow = shadow or EMAModel([parameter], decay=0.5)
+        shadow.step([parameter])
+        with one.adapter.averaged():
+            torch.testing.assert_close(weights(one)["unet"], shadow.shadow_params[0])
+        assert torch.equal(weights(one)["unet"], weights(calm)["unet"])
+    assert not torch.allclose(one.adapter.mean["unet"], weights(one)["unet"])
 
 
 def test_one_seed_gives_one_result_and_another_another(model: sd15.Model, lane: Make) -> None:
@@ -261,6 +281,60 @@ def test_draws_have_addresses() -> None:
     others = [torch.randn(3, generator=streams.generator(*k)) for k in ((2, "noise", 5, 0), (1, "timestep", 5, 0), (1, "noise", 0, 5))]
     assert torch.equal(a, b)
     assert not any(torch.equal(a, other) for other in others)
+
+
+def test_lion_is_its_papers_algorithm() -> None:
+    """Two steps by hand: sign of 0.9 m + 0.1 g, then m = 0.99 m + 0.01 g; decay by lr times weight decay before."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    lion = optimizers.Lion([{"params": [weight], "part": "unet"}], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.tensor([3.0, -1.0])
+    lion.step()
+    assert weight.tolist() == pytest.approx([1.0 * 0.95 - 0.1, -2.0 * 0.95 + 0.1])
+    assert lion.state[weight]["momentum"].tolist() == pytest.approx([0.03, -0.01])
+    weight.grad = torch.tensor([-0.1, -1.0])  # 0.9 * 0.03 - 0.1 * 0.1 > 0: the momentum decides
+    lion.step()
+    assert weight.tolist() == pytest.approx([0.85 * 0.95 - 0.1, -1.8 * 0.95 + 0.1])
+
+
+def test_lion_in_8_bits_follows_lion(model: sd15.Model, lane: Make) -> None:
+    """Its updates are signs: the losses agree, single weights need not."""
+    plain = run(model, lane(optimizer="Lion", learning_rate=1e-3), 6)
+    assert run(model, lane(optimizer="Lion8bit", learning_rate=1e-3), 6) == pytest.approx(plain, rel=2e-2)
+
+
+def test_input_perturbation_changes_the_input_and_not_the_target(model: sd15.Model, lane: Make) -> None:
+    calm, shaken = lane(), lane(ip_noise_gamma=0.5)
+    a, b = calm.coming(model), shaken.coming(model)
+    assert torch.equal(a.noise, b.noise)
+    assert not a.disturbance.any()
+    noisy, wanted = model.corrupt(b.latents, b.noise, b.timesteps, b.disturbance)
+    expected = DDPMScheduler.from_config(model.scheduler.config).add_noise(b.latents, b.noise + b.disturbance, b.timesteps)
+    torch.testing.assert_close(noisy, expected)
+    assert torch.equal(wanted, b.noise)
+    assert b.disturbance.std() == pytest.approx(0.5, rel=0.2)
+
+
+def test_held_out_loss_is_the_plain_error_of_the_adapted_model(model: sd15.Model, lane: Make) -> None:
+    """Against diffusers' scheduler and a loop; asking twice gives the same, and changes nothing of the training."""
+    one, calm = lane(steps=4), lane(steps=4)
+    run(model, one, 2)
+    before = weights(one)["unet"]
+    held = loop.Data(one.data.buckets[:2], [1, 1], one.data.latents, one.data.condition, one.data.captions[:2])
+    found = loop.evaluate(model, one.adapter, held)
+    assert loop.evaluate(model, one.adapter, held) == found
+    scheduler, errors = DDPMScheduler.from_config(model.scheduler.config), []
+    for index in range(2):
+        for look, t in enumerate((125, 375, 625, 875)):
+            latent = held.latents(index, False)[None]
+            noise = torch.randn(latent.shape[1:], generator=streams.generator(0, "heldout", index, look))[None]
+            with torch.no_grad(), model.bank.use([one.adapter], torch.float32):
+                at = torch.tensor([t])
+                answer = model.unet(scheduler.add_noise(latent, noise, at), at, held.condition(held.captions[index])[None]).sample
+            errors.append(float(F.mse_loss(answer, noise)))
+    assert found == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    assert torch.equal(weights(one)["unet"], before)
+    run(model, calm, 2)
+    assert run(model, one, 2) == run(model, calm, 2)
 
 
 def test_captions_drop_and_shuffle_as_asked() -> None:

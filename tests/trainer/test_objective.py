@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import get_polynomial_decay_schedule_with_warmup, get_scheduler
 from diffusers.training_utils import compute_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,8 +59,45 @@ def test_the_loss_is_a_mean_over_each_sample(draws: tuple[torch.Tensor, ...]) ->
     torch.testing.assert_close(o.per_sample_loss(latents, noise), expected)
 
 
+def test_debiased_weights_are_kohyas_numbers(draws: tuple[torch.Tensor, ...]) -> None:
+    """1 / sqrt(snr) with snr cut at 1000; at t = 0 the cut holds."""
+    snr = compute_snr(SCHEDULER, draws[2])
+    assert float(snr[0]) > 1000
+    torch.testing.assert_close(o.debiased_weight(ABAR, draws[2], "epsilon"), 1 / snr.clamp(max=1000).sqrt(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(o.debiased_weight(ABAR, draws[2], "v"), 1 / (snr.clamp(max=1000) + 1), rtol=1e-5, atol=1e-7)
+
+
+def test_huber_losses_by_hand() -> None:
+    """One value: difference 3, threshold 4: sqrt(9 + 16) - 4 = 1, so 2 * 4 * 1 and 2 * 1; far out both grow like the absolute value."""
+    zero, three, c = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 3.0), torch.tensor([4.0])
+    values = {kind: float(o.per_sample_loss(three, zero, kind, c)) for kind in ("l2", "l1", "huber", "smooth_l1")}
+    assert values == {"l2": 9.0, "l1": 3.0, "huber": 8.0, "smooth_l1": 2.0}
+    assert float(o.per_sample_loss(three / 100, zero, "huber", c)) == pytest.approx(float((three / 100).square()), rel=1e-2)
+
+
+def test_huber_thresholds_follow_their_schedules() -> None:
+    """Constant: c. Exponential: 1 at t = 0, c at the end of the curve. By snr: near 1 at the start, c where only noise is left."""
+    t = torch.tensor([0, 500, 999])
+    assert o.huber_threshold(ABAR, t, 0.1, "constant").tolist() == pytest.approx([0.1] * 3)
+    assert o.huber_threshold(ABAR, t, 0.1, "exponential").tolist() == pytest.approx([1.0, 0.1**0.5, 0.1**0.999])
+    sigma = ((1 - SCHEDULER.alphas_cumprod[t]) / SCHEDULER.alphas_cumprod[t]).sqrt()
+    expected = (1 - 0.1) / (1 + sigma) ** 2 + 0.1
+    torch.testing.assert_close(o.huber_threshold(ABAR, t, 0.1, "snr"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_multires_noise_adds_coarser_noise_and_keeps_its_strength(draws: tuple[torch.Tensor, ...]) -> None:
+    noise = draws[1][0]
+    assert o.coarser_sizes((8, 12), [2.0, 2.0, 3.0, 4.0]) == [(8, 12), (4, 6), (1, 1)]
+    flat = torch.full((4, 1, 1), 2.0)
+    one = o.multires_noise(noise, [flat, flat], 0.5)
+    expected = noise + 2.0 + 1.0  # a single value spreads over all of the picture; the second counts half
+    torch.testing.assert_close(one, expected / expected.std())
+
+
 @settings(deadline=None, max_examples=30)
-@given(st.sampled_from(["constant", "cosine", "cosine_with_restarts"]), st.integers(0, 12), st.integers(1, 4), st.integers(13, 60))
+@given(
+    st.sampled_from(["constant", "cosine", "cosine_with_restarts", "linear"]), st.integers(0, 12), st.integers(1, 4), st.integers(13, 60)
+)
 def test_learning_rates_are_diffusers(kind: str, warmup: int, cycles: int, total: int) -> None:
     options = TrainingOptions(lr_scheduler=kind, lr_warmup_steps=warmup, lr_restarts=cycles, steps=total)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -68,5 +105,16 @@ def test_learning_rates_are_diffusers(kind: str, warmup: int, cycles: int, total
     theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total, num_cycles=cycles)
     for step in range(total):
         assert schedules.factor(options, step, total) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial_rates_are_diffusers_that_end_at_nothing(power: float) -> None:
+    options = TrainingOptions(lr_scheduler="polynomial", lr_warmup_steps=3, lr_power=power, steps=20)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_polynomial_decay_schedule_with_warmup(optimizer, 3, 20, lr_end=0.0, power=power)
+    for step in range(20):
+        assert schedules.factor(options, step, 20) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
         optimizer.step()
         theirs.step()

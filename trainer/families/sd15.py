@@ -68,19 +68,35 @@ class Model:
     def draw_timestep(self, generator: torch.Generator) -> Tensor:
         return torch.randint(0, len(self.abar), (), generator=generator)
 
-    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        noisy = objective.add_noise(latents, noise, self.abar, timesteps)
+    def spread_timesteps(self, count: int) -> Tensor:
+        return ((torch.arange(count) + 0.5) / count * len(self.abar)).long().to(self.device)  # [count]
+
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor, disturbance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        noisy = objective.add_noise(latents, noise if disturbance is None else noise + disturbance, self.abar, timesteps)
         return noisy.to(self.dtype), objective.target(latents, noise, self.abar, timesteps, self.prediction)
 
+    def distances(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions) -> Tensor:
+        kind = options.loss_type
+        mild = kind in ("huber", "smooth_l1")
+        threshold = objective.huber_threshold(self.abar, timesteps, options.huber_c, options.huber_schedule) if mild else None
+        return objective.per_sample_loss(predicted, wanted, kind, threshold)
+
     def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
-        if options.min_snr_gamma is None:
-            return None
-        return objective.min_snr_weight(self.abar, timesteps, options.min_snr_gamma, self.prediction)
+        weight = None
+        if options.min_snr_gamma is not None:
+            weight = objective.min_snr_weight(self.abar, timesteps, options.min_snr_gamma, self.prediction)
+        if options.debiased_estimation:
+            more = objective.debiased_weight(self.abar, timesteps, self.prediction)
+            weight = more if weight is None else weight * more
+        return weight
 
     def embed(self, condition: Tensor) -> Tensor:
         if condition.is_floating_point():
             return condition.to(self.dtype)
-        return self.text_encoder(condition)[0].to(self.dtype)  # type: ignore[no-any-return]  # [b, 77, width]
+        if condition.dim() == 2:
+            return self.text_encoder(condition)[0].to(self.dtype)  # type: ignore[no-any-return]  # [b, 77, width]
+        states = self.text_encoder(condition.flatten(0, 1))[0]  # [b*n, 77, width]
+        return joined(states.unflatten(0, condition.shape[:2])).to(self.dtype)  # [b, 75n+2, width]
 
     def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, context, return_dict=False)[0]  # type: ignore[no-any-return]  # [b, 4, h, w]
@@ -123,22 +139,25 @@ class Model:
             mean = self.vae.encode(pixels[None].to(self.device)).latent_dist.mode()[0]
         return mean * self.vae.config.scaling_factor  # type: ignore[no-any-return]
 
-    def tokens(self, text: str) -> Tensor:
-        """Token ids [77]."""
-        ids = self.tokenizer(
-            text, padding="max_length", max_length=self.text_encoder.config.max_position_embeddings, truncation=True, return_tensors="pt"
-        )
-        return ids.input_ids[0]  # type: ignore[no-any-return]
+    def tokens(self, text: str, pieces: int = 1) -> Tensor:
+        """Token ids [77]; or [n, 77] in pieces of 75, each between marks of its own, as sd-scripts cuts them."""
+        length = self.text_encoder.config.max_position_embeddings
+        whole = pieces * (length - 2) + 2
+        ids: Tensor = self.tokenizer(text, padding="max_length", max_length=whole, truncation=True, return_tensors="pt").input_ids[0]
+        if pieces == 1:
+            return ids
+        inner = ids[1:-1].view(pieces, length - 2)
+        return torch.cat([ids[:1].expand(pieces, 1), inner, ids[-1:].expand(pieces, 1)], dim=1)
 
     def token_count(self, text: str) -> int:
-        """Tokens without the two marks; above `MAX_TOKENS` the rest is cut."""
+        """Tokens without the two marks; beyond `MAX_TOKENS` times the pieces the rest is cut."""
         return len(self.tokenizer(text, truncation=False, verbose=False).input_ids) - 2
 
-    def encode_text(self, text: str) -> Tensor:
-        """Embedding [77, width] by the base's text encoder alone."""
+    def encode_text(self, text: str, pieces: int = 1) -> Tensor:
+        """Embedding [77, width], or [75n+2, width], by the base's text encoder (with the adapter in use, if any)."""
         self.text_encoder.to(self.device, self.dtype)
         with torch.no_grad():
-            return self.text_encoder(self.tokens(text)[None].to(self.device))[0][0]  # type: ignore[no-any-return]
+            return self.embed(self.tokens(text, pieces)[None].to(self.device))[0]
 
     def release_encoders(self, *, keep_text: bool) -> None:
         """Take the encoders off the device; they wait in main memory for the next job."""
@@ -183,6 +202,11 @@ class Model:
     def fingerprint(self) -> str:
         """Tells this base from another: whole hashes of the encoders, a sample of every tensor of the UNet."""
         return hashlib.sha256("/".join(self._identities.values()).encode()).hexdigest()
+
+
+def joined(states: Tensor) -> Tensor:
+    """Pieces [b, n, 77, width] as one sequence [b, 75n+2, width]: the first start mark, every piece's inside, the last end mark."""
+    return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], dim=1)
 
 
 def key_of(part: str, module: str) -> str:
