@@ -714,6 +714,15 @@ def test_every_shape_of_too_often_says_how_long_to_wait(cloud: VastCloud, body: 
     assert cloud.live() == []
 
 
+@pytest.mark.parametrize(("reset", "least"), [(3600, 3590), (-5, 0), (None, 1)])
+def test_a_quota_that_says_when_it_begins_anew_is_waited_for(reset: int | None, least: float) -> None:
+    headers = {} if reset is None else {"X-RateLimit-Reset": str(int(time.time()) + reset)}
+    vast = answered_by(lambda _: httpx.Response(429, headers=headers, text=answer("search_quota_exceeded")))
+    with pytest.raises(RateLimited) as caught:
+        vast.offers(NEEDS)
+    assert least <= caught.value.retry_after_s <= least + 15
+
+
 def test_a_limit_told_with_another_status_is_a_limit(cloud: VastCloud) -> None:
     cloud.script(Fault(endpoint="vast.destroy", status=400, body=answer("rate_limit_exceeded", "endpoint threshold=3.0")))
     with pytest.raises(RateLimited) as caught:
