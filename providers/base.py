@@ -141,6 +141,26 @@ class Account:
     """Prepaid money left; None where the cloud does not tell."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfDestroy:
+    """How a machine ends itself, by the HTTP call that its cloud documents. `{NAME}` stands for a variable of the machine's environment."""
+
+    method: str
+    url: str
+    key: str
+    """The Bearer key; one that may do nothing but this to any machine but this."""
+    id_env: str
+    """The variable with the machine's own id: what `show_url` answers with must contain it."""
+    show_url: str = ""
+    """A GET that proves that the key works; empty: `url`."""
+
+
+def self_destroy_of(provider: Provider) -> SelfDestroy | None:
+    """How machines of this cloud end themselves; None where they cannot, or nobody has seen it work: they are unguarded."""
+    found: SelfDestroy | None = getattr(provider, "self_destroy", None)
+    return found
+
+
 class Provider(Protocol):
     """Rents machines on one cloud.
 

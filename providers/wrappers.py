@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-from .base import Account, Instance, LaunchSpec, Offer, Provider, Requirements
+from .base import Account, Instance, LaunchSpec, Offer, Provider, Requirements, SelfDestroy, self_destroy_of
 from .errors import ProviderError, RateLimited
 
 T = TypeVar("T")
@@ -27,6 +27,10 @@ class _Wrapper:
     @property
     def console_url(self) -> str:
         return self.inner.console_url
+
+    @property
+    def self_destroy(self) -> SelfDestroy | None:
+        return self_destroy_of(self.inner)
 
     def _call(self, method: str, args: tuple[object, ...], call: Callable[[], T]) -> T:
         raise NotImplementedError

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
+from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from providers.errors import NoCapacity, ProviderError, Refused, UnexpectedResponse
 from providers.http import Answer, CloudHTTP
 
@@ -137,6 +137,12 @@ class Sandbox:
     """The practice cloud. With a `url`, that server and no other; else the one of `folder`."""
 
     name = "sandbox"
+    self_destroy = SelfDestroy(
+        method="DELETE",
+        url="{SANDBOX_URL}/v1/instances/{SANDBOX_INSTANCE_ID}",
+        key="{SANDBOX_INSTANCE_KEY}",
+        id_env="SANDBOX_INSTANCE_ID",
+    )
 
     def __init__(self, folder: Path, *, url: str = "", key: str = "", autostart: bool = True) -> None:
         self._folder = folder
