@@ -28,7 +28,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
+from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP
 
@@ -214,6 +214,12 @@ class Vast:
 
     def __repr__(self) -> str:
         return f"Vast(url={self._url!r})"
+
+    @property
+    def self_destroy(self) -> SelfDestroy:
+        """With the key that Vast gives each container for itself. Logins see it only because our start script passes it on."""
+        url = f"{self._url.rstrip('/')}/api/v0/instances/{{CONTAINER_ID}}/"
+        return SelfDestroy(method="DELETE", url=url, key="{CONTAINER_API_KEY}", id_env="CONTAINER_ID")
 
     def offers(self, requirements: Requirements) -> Sequence[Offer]:
         kinds = ("on-demand", "bid") if requirements.interruptible else ("on-demand",)

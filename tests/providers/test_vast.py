@@ -455,6 +455,21 @@ def test_the_machine_has_a_key_that_can_end_it_and_nothing_else(cloud: VastCloud
     assert cloud.live() == [other.id]
 
 
+def test_the_machine_can_end_itself_as_the_provider_says(cloud: VastCloud) -> None:
+    instance = wait_for_ssh(cloud.provider, cloud.launch().id)
+    way = cloud.provider.self_destroy
+    lines = login(cloud, instance, "env").splitlines()
+    own = {name: value for name, _, value in (line.partition("=") for line in lines) if name.startswith("CONTAINER_")}
+    assert own[way.id_env] == instance.id
+    headers = {"Authorization": f"Bearer {way.key.format(**own)}"}
+    with httpx.Client(trust_env=False, headers=headers) as http:
+        shown = http.get((way.show_url or way.url).format(**own))
+        assert shown.status_code == 200
+        assert instance.id in shown.text
+        assert http.request(way.method, way.url.format(**own)).status_code == 200
+    assert cloud.live() == []
+
+
 # Boot and life
 
 
