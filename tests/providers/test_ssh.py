@@ -237,6 +237,9 @@ def test_cards_are_told_by_the_machine_in_the_fields_names() -> None:
     assert told("").offers(NEEDS) == [], "no card, no offer"
     with pytest.raises(UnexpectedResponse):
         told("@lorry gpu [Unknown Error]\n").offers(NEEDS)
+    for cut in ("", "@lorry free 100\n", "@lorry free 100\n@lorry user me\n"):
+        with pytest.raises(UnexpectedResponse, match="did not do as asked"):
+            SSH(["h"], run=lambda *_, cut=cut: Said(0, cut, "")).instances()
     for lines in ("@lorry id a\n", "@lorry id a\n@lorry label b\n@lorry created x\n@lorry disk 1\n"):
         with pytest.raises(UnexpectedResponse, match="cannot be read"):
             told(lines).instances()
