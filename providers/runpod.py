@@ -1,11 +1,10 @@
 """RunPod by its REST API v2; GraphQL for the balance alone, which v2 does not tell. REST v1 ended on 2026-11-15.
 
 Owns the words of that API, its units and its lies. NEVER TRIED LIVE: written to RunPod's published OpenAPI document (2.0.0, August 2026),
-to what its own command line sends since, and to what others measured; `docs/live-checks.md` says what only an account can show.
+to what its own command line sends since, and to what others measured; what only an account can show is to be tried with one.
 
 Only on demand: RunPod's spot machines are gone. One offer is one GPU type in one cloud and, in the secure one, in one data centre: that is
-what a create can ask for and what a bad machine can be remembered by. The machine has its own key in its environment (RUNPOD_API_KEY,
-RUNPOD_POD_ID): `DELETE {address}/pods/$RUNPOD_POD_ID` with it ends the machine from within.
+what a create can ask for and what a bad machine can be remembered by. The machine has its own key in its environment.
 
 Environment: `RUNPOD_API_KEY`, else `~/.runpod/config.toml`; `LORRY_RUNPOD_URL` and `LORRY_RUNPOD_GRAPHQL_URL` for another server.
 """
@@ -25,7 +24,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
 
-from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
+from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP
 
@@ -190,6 +189,11 @@ class RunPod:
     @property
     def console_url(self) -> str:
         return CONSOLE_URL if self._url == URL else f"{self._url}/pods"
+
+    @property
+    def self_destroy(self) -> SelfDestroy:
+        """With the key that RunPod gives each pod. NOT SEEN: whether v2 takes it; the guard asks for its own pod first."""
+        return SelfDestroy(method="DELETE", url=f"{self._url}/pods/{{RUNPOD_POD_ID}}", key="{RUNPOD_API_KEY}", id_env="RUNPOD_POD_ID")
 
     def offers(self, requirements: Requirements) -> Sequence[Offer]:
         found: list[Offer] = []
