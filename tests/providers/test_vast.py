@@ -360,7 +360,7 @@ def test_a_create_whose_answer_is_lost_is_sent_once_and_found_by_its_label(cloud
 
 
 def test_a_create_that_lands_late_is_in_a_later_listing(cloud: VastCloud) -> None:
-    cloud.script(Fault(endpoint="vast.create", late_s=0.2))
+    cloud.script(Fault(endpoint="vast.create", late_s=1.5))
     with pytest.raises(Unavailable):
         cloud.launch("lorry-late")
     assert cloud.provider.instances() == [], "absence is provisional"

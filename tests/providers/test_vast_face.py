@@ -343,15 +343,18 @@ def test_create_keeps_to_its_rules(ask: Ask, server: Server) -> None:
 
 
 def test_an_instance_is_null_then_created_loading_running_and_its_ports_come_last(ask: Ask, server: Server) -> None:
-    server.market.boot = BootTimes(created_s=0.2, loading_s=0.2, ports_late_s=0.4)
+    market, at = server.market, server.market.now()
+    market.boot = BootTimes(created_s=2, loading_s=2, ports_late_s=2)
+    market.now = lambda: at
     id_ = create(ask)["new_contract"]
+    poll(lambda: market.machines.look(str(id_)).port, what="a port")
     seen: list[str | None] = []
     row: dict[str, Any] = {}
-    while "ports" not in row:
+    for _ in range(7):
         row = show(ask, id_)
-        state = "ports" if "ports" in row else row["actual_status"]
-        seen += [] if seen and seen[-1] == state else [state]
-    assert seen == [None, "created", "loading", "running", "ports"]
+        seen.append("ports" if "ports" in row else row["actual_status"])
+        at += timedelta(seconds=1)
+    assert seen == [None, "created", "loading", "loading", "running", "running", "ports"]
     assert row["public_ipaddr"].endswith("\n")
     assert isinstance(row["ports"]["22/tcp"][0]["HostPort"], str)
     assert row["ssh_port"] == int(row["ports"]["22/tcp"][0]["HostPort"])
@@ -446,6 +449,7 @@ def test_account_keys_reach_machines_created_later(ask: Ask, ssh_key: Path, serv
 def test_limits_are_off_until_told_and_then_speak_in_several_shapes(ask: Ask, server: Server) -> None:
     for _ in range(12):
         assert ask("POST", "/api/v0/bundles/", {}).status_code == 200
+    server.market.limits.monotonic_s = lambda: 1000.0
     server.happen(Happening(what="limits", scale=1))
     for _ in range(10):
         assert ask("POST", "/api/v0/bundles/", {}).status_code == 200, "ten a minute"
@@ -515,7 +519,7 @@ def test_a_host_off_the_net_answers_nothing_and_comes_back(ask: Ask, server: Ser
     assert show(ask, id_)["actual_status"] == "offline"
     assert subprocess.run(login, capture_output=True, timeout=30, check=False).returncode == 255
     server.happen(Happening(what="online", machine=str(id_)))
-    assert subprocess.run(login, capture_output=True, timeout=30, check=False).returncode == 0
+    poll(lambda: subprocess.run(login, capture_output=True, timeout=30, check=False).returncode == 0, what="a login")
 
 
 def test_a_server_that_is_killed_finds_bids_terms_and_labels_again(ask: Ask, server: Server) -> None:
