@@ -110,7 +110,10 @@ say["created"] = pod = runpod.create_pod(
     "from-the-package", "runpod/pytorch:1", "NVIDIA GeForce RTX 4090", cloud_type="SECURE", container_disk_in_gb=30, volume_in_gb=50,
     ports="22/tcp", env={"PUBLIC_KEY": public, "JOB": "42"}, docker_args="sh -c 'echo $JOB >job; sleep 9'")
 say["at_once"] = runpod.get_pod(pod["id"])
-while not (runpod.get_pod(pod["id"])["runtime"] or {}).get("ports"): time.sleep(0.05)
+until = time.monotonic() + 20
+while not (runpod.get_pod(pod["id"])["runtime"] or {}).get("ports"):
+    assert time.monotonic() < until, "no runtime"
+    time.sleep(0.05)
 say["ready"] = runpod.get_pod(pod["id"])
 say["pods"] = [one["id"] for one in runpod.get_pods()]
 print(json.dumps(say), flush=True)
