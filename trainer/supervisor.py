@@ -166,7 +166,7 @@ class Supervisor:
             return reason or "stopped"  # someone stopped the worker itself
         left = [name for name in group if not self._has_ended(name)]
         at_work = [name for name in left if self.watch.jobs[name].state == "running"]
-        if left and (killed or not (reason and self.watch.current == "")):
+        if left and (killed or at_work or not reason):
             if killed or len(at_work) < 2:
                 self._bury(at_work or left[:1], code, killed=killed, log_from=log_from)
             else:

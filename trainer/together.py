@@ -30,7 +30,7 @@ from .jobs import Place, Run
 from .protocol import Ended, JobSpec
 
 WIDTH = 16
-"""Jobs in one pass at most; more find no idle arithmetic on any card (measured: docs/measurements.md)."""
+"""Jobs in one pass at most: where the rooflines of the largest cards flatten for the smallest model. Worked out, not measured."""
 MISHAPS = 3
 """Joint passes that may break before jobs go on one at a time."""
 

@@ -113,9 +113,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def some_jobs(dice: random.Random) -> list[dict[str, Any]]:
+def some_jobs(dice: random.Random, *, short: bool) -> list[dict[str, Any]]:
     """Two to four jobs that have little in common but their base."""
-    batch = dice.choice([1, 1, 2])
+    batch, shortest, longest = dice.choice([1, 1, 2]), *((4, 14) if short else (24, 32))
     return [
         {
             "name": f"j{number}",
@@ -123,7 +123,7 @@ def some_jobs(dice: random.Random) -> list[dict[str, Any]]:
             "rank": dice.choice([1, 2, 4, 8]),
             "alpha": dice.choice([None, 1.0, 3.0]),
             "learning_rate": dice.choice([1e-3, 3e-3]),
-            "steps": dice.randint(4, 14),
+            "steps": dice.randint(shortest, longest),
             "dataset": dice.choice(["data", "square", "tall"]) if number else "data",
             "batch_size": batch,
             "gradient_accumulation": dice.choice([1, 1, 2]),
@@ -145,7 +145,7 @@ def test_any_set_of_jobs_gets_together_what_each_gets_alone(
 ) -> None:
     """Ranks, rates, losses, buckets, batches, accumulation, schedules, lengths; one in three sets has a job that explodes."""
     dice = random.Random(seed)
-    jobs = some_jobs(dice)
+    jobs = some_jobs(dice, short=seed < 4)
     if seed % 3 == 0:
         jobs.insert(dice.randrange(len(jobs)), {"name": "bad", "learning_rate": 1e30, "steps": 9, "seed": seed})
     sizes = passes(monkeypatch)
@@ -161,6 +161,17 @@ def test_any_set_of_jobs_gets_together_what_each_gets_alone(
         assert losses(joint, job["name"]) == pytest.approx(losses(alone, job["name"]), rel=1e-5)
         a, b = (weights(root, f"{out}{seed}", job["name"]) for out in ("joint", "alone"))
         assert (a - b).norm() <= 1e-5 * b.norm(), float((a - b).norm() / b.norm())
+
+
+def test_optimizers_that_take_signs_agree_in_their_losses(train: Callable[..., list[AnyEvent]]) -> None:
+    """Where a gradient is nearly nothing a sign may turn, and with it a whole update: the weights may part, the losses do not."""
+    jobs = [
+        {"name": n, "seed": i, "steps": 8, "optimizer": o, "learning_rate": 1e-3}
+        for i, (n, o) in enumerate({"a": "Lion", "b": "Lion8bit"}.items())
+    ]
+    joint = train(jobs, "signs")
+    for job in jobs:
+        assert losses(joint, job["name"]) == pytest.approx(losses(train([job], "sign"), job["name"]), rel=1e-3)
 
 
 TRIO: list[dict[str, Any]] = [
