@@ -334,6 +334,8 @@ def take_lock_quickly(root: Path) -> bool:
 @pytest.mark.slow
 def test_a_worker_killed_and_a_stop_in_real_processes(real: Path) -> None:
     """Two jobs together: the first death is nobody's, the second is that of the job that was alone."""
+    for path in real.glob("jobs/*/job.json"):  # long enough that nobody is done before the blow falls
+        path.write_text(json.dumps({**json.loads(path.read_text()), "steps": 3000}))
     pid = start(real)["pid"]
     until(lambda: current_step(real, "lisa") >= 6 and current_step(real, "anna") >= 6)
     os.kill(worker := worker_of(pid), signal.SIGKILL)
