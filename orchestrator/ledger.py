@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,13 @@ class Ledger:
         self._clock = clock
         self.entries = read_entries(path.read_bytes()) if path.exists() else []
         self._book = Book(self.entries)
+        self._set_back = max(self.entries[-1].at - clock.now(), timedelta(0)) if self.entries else timedelta(0)
         self._seq = self.entries[-1].seq if self.entries else 0
 
     def record(self, kind: str, *, attempt: int = 0, **data: Any) -> Entry:
         """Append a fact, durably: when this returns, a power cut cannot take it back."""
         self._seq += 1  # never used twice: a write that failed may stand in the file all the same
-        entry = Entry(seq=self._seq, at=self._clock.now(), kind=kind, attempt=attempt, data=data)
+        entry = Entry(seq=self._seq, at=self.now(), kind=kind, attempt=attempt, data=data)
         new = not self._path.exists()
         crashpoint(f"{kind}-unwritten")
         with self._path.open("ab") as file:
@@ -107,6 +108,10 @@ class Ledger:
         self._book.take(entry)
         crashpoint(f"{kind}-written")
         return entry
+
+    def now(self) -> datetime:
+        """The time for everything that is paid by it: a clock set back since the last entry takes no bill back."""
+        return self._clock.now() + self._set_back
 
     def book(self) -> Book:
         """What the entries add up to now; what is recorded later does not change it."""

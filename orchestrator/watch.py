@@ -190,7 +190,7 @@ def _overdue(trip: Trip, machine: Machine) -> bool:
     attempt = trip.book().attempts[machine.number]
     if attempt.started_at is None:
         return False
-    return (trip.clock.now() - attempt.started_at).total_seconds() > attempt.lifetime_s + OVERRUN_S
+    return (trip.ledger.now() - attempt.started_at).total_seconds() > attempt.lifetime_s + OVERRUN_S
 
 
 def pull(trip: Trip, machine: Machine) -> None:
