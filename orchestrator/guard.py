@@ -21,7 +21,7 @@ CLAIM_S = 1200.0
 """A machine that no client has claimed by now never will be: booting and logging in take a few minutes at most."""
 GRACE_S = 3600.0
 """Finished work waits so long to be fetched, where the cap allows."""
-BEAT_S = 2.0
+BEAT_S = 1.0
 ONSTART_MOST = 4096
 """Characters; what Vast takes."""
 

@@ -79,6 +79,8 @@ class Order(BaseModel):
     max_hours: float | None
     image: str
     boot_timeout_s: float
+    unguarded: bool = False
+    """Whether to train also where the machine's own guard does not prove itself."""
     jobs: tuple[JobSpec, ...]
     items: tuple[Item, ...]
     load: Load
@@ -114,7 +116,16 @@ def load_of(jobs: Sequence[CheckedJob]) -> Load:
     )
 
 
-def make_order(config: RunConfig, jobs: Sequence[CheckedJob], load: Load, folder: RunFolder, *, cap_usd: Decimal, disk_gib: int) -> Order:
+def make_order(
+    config: RunConfig,
+    jobs: Sequence[CheckedJob],
+    load: Load,
+    folder: RunFolder,
+    *,
+    cap_usd: Decimal,
+    disk_gib: int,
+    unguarded: bool = False,
+) -> Order:
     """Write down what is to be done: hashes every file that will be sent, and lays the small ones into the run's folder."""
     ship = folder.path / "ship"
     _lay_out(ship)
@@ -138,6 +149,7 @@ def make_order(config: RunConfig, jobs: Sequence[CheckedJob], load: Load, folder
         providers=config.machine.providers,
         requirements=requirements(config, disk_gib),
         cap_usd=cap_usd,
+        unguarded=unguarded,
         max_hours=config.budget.max_hours,
         image=config.machine.image,
         boot_timeout_s=config.machine.boot_timeout_minutes * 60,

@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from providers.base import Instance, InstanceStatus, LaunchSpec
 from providers.errors import AuthError, ProviderError, Refused
 
+from . import guarding
 from .errors import MachineFailed, NoOffer, UsageError, outcome_of
 from .lease import Lease, NeverCreated
 from .ledger import Attempt
 from .lifecycle import Phase, Signal
 from .plan import Candidate
+from .reconcile import label_for
 from .shell import Shell, make_keys
 from .trip import Trip
 
@@ -26,8 +29,6 @@ TRIES = 5
 POLL_S = 1.0
 MISSED_LOOKS = 5
 """A cloud may not know a new machine by its id for some seconds."""
-LABEL = "lorry-"
-"""Every label of ours begins so; nothing else is ever touched by `lorry reap`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,11 +141,13 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     offer = candidate.offer
     trip.enter("rent", f"{offer.gpu_name} at {offer.provider}, ${offer.prices.usd_per_hour(trip.order.requirements.disk_gib):.3f}/h")
     keys = make_keys(trip.folder.path)
+    most_s = trip.most_s(offer.prices, trip.order.requirements.disk_gib)
     spec = LaunchSpec(
-        label=label_for(trip.order.run, trip.book().next_attempt),
+        label=label_for(trip.order.run, trip.book().next_attempt, trip.clock.now() + timedelta(seconds=most_s)),
         image=trip.order.image,
         disk_gib=trip.order.requirements.disk_gib,
         ssh_public_key=keys.public_line,
+        onstart=guarding.text(trip.provider(offer.provider), most_s),
     )
     try:
         return Lease.take(trip.provider(offer.provider), offer, spec, ledger=trip.ledger, clock=trip.clock)
@@ -153,11 +156,6 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     except ProviderError as err:
         trip.say(f"{offer.gpu_name} at {offer.provider}: {err}; trying the next")
         return None
-
-
-def label_for(run: str, attempt: int) -> str:
-    """The instance's label: how it is found again, by any copy of lorry. At most 60 characters."""
-    return f"{LABEL}{run[-44:]}-a{attempt}"
 
 
 def _reach(trip: Trip, lease: Lease) -> Machine | None:

@@ -16,6 +16,7 @@ from providers.errors import NoKey, ProviderError
 from . import commands
 from .crashpoints import crashpoint
 from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, NoOffer, ResultsIncomplete, TrainingFailed, UsageError, outcome_of
+from .guarding import guarded
 from .home import Busy, RunFolder
 from .lease import PATIENCE_S, destroy
 from .ledger import Ledger
@@ -85,6 +86,7 @@ def drive(trip: Trip) -> dict[str, Any]:
     """Rent, ship, train, fetch, give back, account. What goes wrong in a run is told by the receipt, not raised."""
     try:
         with rented(trip) as machine:
+            guarded(trip, machine)
             python = ship(trip, machine)
             start(trip, machine, python)
             reason = watch(trip, machine, python)

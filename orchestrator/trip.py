@@ -135,7 +135,7 @@ class Trip:
     def check_cap(self) -> None:
         """Raise when what is left of the cap is needed for the destroy: whatever the machine still promises, it goes."""
         current = self.book().current
-        if current is not None and self._left_s(prices_of(current), current.disk_gib, download_bytes=0) + WAY_OUT_S < DESTROY_S:
+        if current is not None and self.most_s(prices_of(current), current.disk_gib) < DESTROY_S:
             raise OverBudget(
                 f"the cap of ${self.order.cap_usd} is reached; the machine is given back, with what had come home by now",
                 hint=f"go on with: lorry resume {self.order.run} --budget USD",
@@ -152,14 +152,18 @@ class Trip:
 
     def spent_usd(self, now: datetime | None = None) -> Decimal:
         """Every attempt's cost, by our own meter."""
-        return spent_usd(map(usage_of, self.book().attempts.values()), now or self.clock.now())
+        return spent_usd(map(usage_of, self.book().attempts.values()), now or self.ledger.now())
 
     def lifetime_s(self, lease: Lease) -> float:
         """Seconds that training may take from now so that the cap holds."""
         return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.order.load.download_bytes)
 
+    def most_s(self, prices: Prices, disk_gib: int) -> float:
+        """Seconds that a machine rented now can live before the cap is used up."""
+        return self._left_s(prices, disk_gib, download_bytes=0) + WAY_OUT_S
+
     def _left_s(self, prices: Prices, disk_gib: int, *, download_bytes: int) -> float:
-        book, now = self.book(), self.clock.now()
+        book, now = self.book(), self.ledger.now()
         return lifetime_s(
             cap_usd=self.order.cap_usd,
             spent=self.spent_usd(now),

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, PTH103, PTH105, S310, SIM115, BLE001  all of this file travels in the create call: plain and short
+# ruff: noqa: ANN001, ANN201, PTH103, PTH105, PTH111, S310, SIM115, BLE001  all of this file travels in the create call: plain and short
 """python3 guard.py FOLDER CONFIG     the machine's own guard: ends this machine when its time is over, whatever became of everybody else
 
 Started in the machine's first second, and again when it restarts. Needs nothing but Python 3 and the key that the cloud put into this
@@ -112,7 +112,8 @@ def main(folder, config):
             proven = status == 200 and os.environ[config["id_env"]] in body
         lease = read(folder + "/lease.json")
         now = boot_clock()
-        state = heard(state, lease, read(lease["status"]) if isinstance(lease, dict) and lease.get("status") else None, now)
+        told = lease.get("status") if isinstance(lease, dict) else None
+        state = heard(state, lease, read(os.path.expanduser(str(told))) if told else None, now)
         until, why = deadline(state, config)
         state = {**state, "beat": state["beat"] + 1, "now": now, "wall": time.time(), "proven": proven, "left": until - now, "why": why}
         write(folder + "/guard.json", state)

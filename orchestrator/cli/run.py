@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     from orchestrator.home import RunFolder
     from orchestrator.prepare import Ready
 
+Unguarded = Annotated[bool, typer.Option("--unguarded", help="Train also where the machine's own guard does not prove itself.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Go on in the background; `lorry attach` watches it.")]
 
 
 def run(
-    file: ConfigFile = None, provider: Providers = None, budget: Budget = None, yes: Yes = False, detach: Detach = False, json: Json = False
+    file: ConfigFile = None,
+    provider: Providers = None,
+    budget: Budget = None,
+    yes: Yes = False,
+    detach: Detach = False,
+    unguarded: Unguarded = False,
+    json: Json = False,
 ) -> int:
     """Rent, train every LoRA of the file, bring them home, destroy.
 
@@ -43,7 +50,9 @@ def run(
     _confirm(ready, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
     tools.view.say(f"run {folder.id}")
-    order = make_order(ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib)
+    order = make_order(
+        ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib, unguarded=unguarded
+    )
     if detach:
         program.open_books(order, ready.plan, folder, tools)
         return _in_background(folder, json=json)

@@ -89,7 +89,7 @@ def test_killed_again_and_again_a_run_still_ends(lorry: Lorry, quick: Path, undi
     assert adapters(lorry, run) == undisturbed("quick")["adapters"]
     check_receipt(lorry, done.document)
     assert len(check_gone(lorry, run)) == 1
-    assert re.search(r"-a1$", lorry.cloud.machines(run)[0].label)
+    assert re.search(r"-a1-x\w+$", lorry.cloud.machines(run)[0].label)
 
 
 @pytest.mark.crash

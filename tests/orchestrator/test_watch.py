@@ -421,7 +421,7 @@ def test_a_disk_that_stays_full_is_not_waited_for_beyond_the_cap(world: World, m
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fetch_module, "_move_in", full)
-    monkeypatch.setattr("orchestrator.watch.POLL_S", 900.0)
+    monkeypatch.setattr("orchestrator.watch.POLL_S", 120.0)
     world.commit("lisa.safetensors", "adapter", 3, final=True)
     world.begin()
     world.end()

@@ -18,6 +18,7 @@ from orchestrator.errors import LorryError, MachineFailed, OverBudget
 from orchestrator.lifecycle import Phase, Signal
 from orchestrator.plan import Load
 from orchestrator.progress import Progress
+from orchestrator.reconcile import LABEL
 from orchestrator.report.receipt import unwatched
 from orchestrator.trip import Tools
 from providers.base import Offer, Requirements
@@ -301,7 +302,7 @@ def _run(folder: SimFolder, tools: Tools) -> int:
 
 
 def _reap(_: SimFolder, tools: Tools) -> int:
-    rows = run.reap(lambda label: label.startswith(rent.LABEL), ("fake",), tools, really=True)
+    rows = run.reap(lambda label: label.startswith(LABEL), ("fake",), tools, really=True)
     return 10 if any(not row["destroyed_verified"] for row in rows) else 0
 
 

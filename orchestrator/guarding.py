@@ -1,0 +1,70 @@
+"""The client's side of the guard: gives it its lease, sees that it lives and can do what it is there for, refuses a machine without one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import templates
+from providers.base import Provider, self_destroy_of
+
+from . import commands, guard
+from .budget import WAY_OUT_S
+from .errors import MachineFailed
+from .lifecycle import Phase
+from .trip import Trip
+
+if TYPE_CHECKING:
+    from .rent import Machine
+
+PROOF_S = 60.0
+"""A guard beats every few seconds and asks its cloud once; twice that is slow, this is dead."""
+LOOK_S = 0.5
+
+
+def text(provider: Provider, most_s: float) -> str:
+    """What a machine runs in its first second; empty at clouds whose machines cannot end themselves."""
+    call = self_destroy_of(provider)
+    return guard.onstart(templates.text("guard.py"), call, most_s=most_s) if call is not None else ""
+
+
+def guarded(trip: Trip, machine: Machine) -> None:
+    """Claim the machine from its guard for as long as the cap lasts, and see the guard prove itself.
+
+    Raises `MachineFailed` when it does not, before anything is sent there; where training goes on already, that is only said.
+    """
+    lease = machine.lease
+    if self_destroy_of(lease.provider) is None:
+        trip.say(
+            f"machines of {lease.provider.name} have no guard of their own: should this computer be lost, only lorry reap ends this one"
+        )
+        return
+    first = _beat(machine)
+    left_s = trip.lifetime_s(lease) + WAY_OUT_S
+    serial = (first.serial or 0) + 1 if first is not None else 1
+    document = guard.lease(serial, left_s, f"~/{trip.order.root}/status.json")
+    machine.shell.check(commands.make_folders(guard.FOLDER, [""]))
+    machine.shell.check(commands.write(f"{guard.FOLDER}/lease.json"), stdin=document)
+    until = trip.clock.monotonic_s() + PROOF_S
+    while not (guard.is_proven(first, now := _beat(machine)) and now is not None and now.serial == serial):
+        if trip.clock.monotonic_s() > until:
+            _refuse(trip, machine)
+            return
+        trip.check_urgent()
+        trip.pulse("waiting for the machine's own guard")
+        trip.clock.sleep(LOOK_S)
+        first = first or now
+    ends = trip.clock.now() + timedelta(seconds=now.left)
+    trip.say(f"guard armed and proven: whatever happens here, the machine ends itself by {ends:%Y-%m-%d %H:%M} UTC")
+
+
+def _refuse(trip: Trip, machine: Machine) -> None:
+    words = "the machine's own guard does not prove that it can end the machine"
+    if trip.order.unguarded or trip.book().attempts[machine.number].phase in {Phase.TRAINING, Phase.PULLING}:
+        trip.say(f"{words}: should this computer be lost, only lorry reap ends it")
+        return
+    raise MachineFailed(words, hint="run again for another machine, or with --unguarded: then this computer must stay on")
+
+
+def _beat(machine: Machine) -> guard.Beat | None:
+    return guard.beat(machine.shell.read(f"{guard.FOLDER}/guard.json", most=65536))
