@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -285,9 +287,13 @@ def _as_text(prices: Prices) -> dict[str, str]:
 
 def prices_of(attempt: Attempt) -> Prices:
     """The rate card as it was written into the ledger."""
-    from decimal import Decimal
+    return _prices(tuple(attempt.prices.items()))
 
-    return Prices(**{name: Decimal(value) for name, value in attempt.prices.items()})
+
+@lru_cache(maxsize=64)
+def _prices(written: tuple[tuple[str, str], ...]) -> Prices:
+    """A run asks for the same few a thousand times."""
+    return Prices(**{name: Decimal(value) for name, value in written})
 
 
 def usage_of(attempt: Attempt) -> Usage:

@@ -51,6 +51,8 @@ PURE = (
     "orchestrator/budget.py",
     "orchestrator/lifecycle.py",
     "orchestrator/commands.py",
+    "orchestrator/guard.py",
+    "orchestrator/reconcile.py",
     "trainer/objective.py",
     "trainer/buckets.py",
 )

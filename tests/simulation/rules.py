@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
     "cap-by-client": Rule(
         "the client ends a machine that overruns the cap",
         "orchestrator.trip",
-        (("if current is not None and self._left_s", "if False and current is not None and self._left_s"),),
+        (("if current is not None and self.most_s", "if False and current is not None and self.most_s"),),
     ),
 }
 """Short name -> rule."""

@@ -1,0 +1,71 @@
+"""The client's side: a machine is trusted with work only when its guard was seen alive, able, and with our lease."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import FakeClock
+
+from orchestrator.errors import MachineFailed
+from orchestrator.guarding import PROOF_S, guarded
+from orchestrator.lifecycle import Phase
+from providers.sandbox.provider import Sandbox
+
+
+class Shell:
+    """A machine whose guard reads its lease, beats and proves itself, or does not."""
+
+    def __init__(self, *, beats: bool = True, proven: bool = True, hears: bool = True) -> None:
+        self.beats, self.proven, self.hears = beats, proven, hears
+        self.count, self.lease = 0, {"serial": None, "left_s": 0.0}
+
+    def check(self, argv: list[str], *, stdin: bytes = b"") -> bytes:
+        if stdin:
+            self.lease = json.loads(stdin)
+        return b""
+
+    def read(self, path: str, *, most: int) -> bytes | None:
+        if not self.beats:
+            return None
+        self.count += 1
+        serial = self.lease["serial"] if self.hears else None
+        beat = {"beat": self.count, "proven": self.proven, "left": self.lease["left_s"], "why": "", "serial": serial}
+        return json.dumps(beat).encode()
+
+
+def on(shell: Shell, *, phase: Phase = Phase.SHIPPING, unguarded: bool = False, cloud: object = Sandbox) -> tuple[Any, Any]:
+    said: list[str] = []
+    clock = FakeClock()
+    trip = SimpleNamespace(
+        clock=clock, said=said, say=said.append, pulse=lambda _: None, check_urgent=lambda: None, lifetime_s=lambda _: 1000.0,
+        order=SimpleNamespace(root="lorry/x", unguarded=unguarded),
+        book=lambda: SimpleNamespace(attempts={1: SimpleNamespace(phase=phase)}),
+    )  # fmt: skip
+    return trip, SimpleNamespace(lease=SimpleNamespace(provider=cloud), shell=shell, number=1)
+
+
+def test_a_guard_that_beats_with_our_lease_and_its_proof_is_trusted_and_told_of_the_cap():
+    trip, machine = on(shell := Shell())
+    guarded(trip, machine)
+    assert shell.lease == {"serial": 1, "left_s": 1300.0, "status": "~/lorry/x/status.json"}
+    assert "2026-01-01 00:21 UTC" in trip.said[0]
+    guarded(trip, machine)
+    assert shell.lease["serial"] == 2  # taken up by another client: heard anew
+
+
+@pytest.mark.parametrize("shell", [Shell(beats=False), Shell(proven=False), Shell(hears=False)], ids=["dead", "powerless", "deaf"])
+def test_any_other_is_refused_before_work_is_given_to_it(shell: Shell):
+    trip, machine = on(shell)
+    with pytest.raises(MachineFailed, match="guard"):
+        guarded(trip, machine)
+    assert trip.clock.passed_s == pytest.approx(PROOF_S, abs=2)
+
+
+@pytest.mark.parametrize("options", [{"unguarded": True}, {"phase": Phase.TRAINING}, {"cloud": SimpleNamespace(name="other")}])
+def test_where_it_was_asked_for_or_work_goes_on_or_the_cloud_has_none_it_is_only_said(options: dict[str, Any]):
+    trip, machine = on(Shell(beats=False), **options)
+    guarded(trip, machine)
+    assert "lorry reap" in trip.said[0]
