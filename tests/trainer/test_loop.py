@@ -291,9 +291,9 @@ def test_lion_is_its_papers_algorithm() -> None:
     lion.step()
     assert weight.tolist() == pytest.approx([1.0 * 0.95 - 0.1, -2.0 * 0.95 + 0.1])
     assert lion.state[weight]["momentum"].tolist() == pytest.approx([0.03, -0.01])
-    weight.grad = torch.tensor([-0.1, -1.0])  # 0.9 * 0.03 - 0.1 * 0.1 > 0: the momentum decides
+    weight.grad = torch.tensor([-0.5, -1.0])  # 0.9 * 0.03 - 0.1 * 0.5 < 0, though 0.99 * 0.03 - 0.01 * 0.5 > 0
     lion.step()
-    assert weight.tolist() == pytest.approx([0.85 * 0.95 - 0.1, -1.8 * 0.95 + 0.1])
+    assert weight.tolist() == pytest.approx([0.85 * 0.95 + 0.1, -1.8 * 0.95 + 0.1])
 
 
 def test_lion_in_8_bits_follows_lion(model: sd15.Model, lane: Make) -> None:
