@@ -61,7 +61,7 @@ def _left(story: Story) -> list[str]:
     world = story.world
     weather, now = world.weather, world.time_s
     deaf = weather.down_for_good or now >= weather.session_ends_s or weather.storm[0] < now < weather.storm[1] + TOLERATED_S * 2
-    left = [m.id for m in world.cloud.machines if m.until_s is None and m.deaf == 0]
+    left = [m.id for m in world.cloud.machines if m.until_s is None and not m.stubborn]
     young = story.told[-1].command == "reap" and any(now < m.lists_after_s + TOLERATED_S for m in world.cloud.machines)
     deaf = deaf or weather.trouble or young
     return [f"{', '.join(left)} bills on, and could have been ended"] if left and not deaf else []

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any, NoReturn, Self
 
 from orchestrator.interrupts import Interrupts
+from orchestrator.reconcile import read_label
 from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
 from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 
@@ -65,6 +66,8 @@ class Machine:
     """A terminate that was taken in, and takes its time."""
     guard_s: float | None = None
     """When its own guard ends it; None: it has none, or that one was killed."""
+    stubborn: bool = False
+    """Deaf for longer than a foreground command has patience."""
     has_guard: bool = False
     lied: bool = False
     """The last describe said GONE while it lived; no two in a row do."""
@@ -483,12 +486,20 @@ class Cloud:
             boots_after_s=begins + rng.choice((1.0, 5.0, 30.0, 1e9)),
             lingers_s=lag(),
             deaf=rng.choice((0, 1, 3, 40)) if weather.deaf else 0,
-            guard_s=begins + UNCLAIMED_S if weather.guarded and rng.random() < 0.9 else None,
+            guard_s=begins + min(UNCLAIMED_S, self._most_s(spec)) if weather.guarded and rng.random() < 0.9 else None,
         )
         machine.has_guard = machine.guard_s is not None
+        machine.stubborn = machine.deaf > 3
         self.machines.append(machine)
         world.tell(f"{machine.id} is rented as {machine.label!r}" + (f", in {late_s:.0f} s" if late_s else ""))
         return machine
+
+    def _most_s(self, spec: LaunchSpec) -> float:
+        """What its guard was told at the create: the deadline that the label tells too."""
+        said = read_label(spec.label)
+        assert said is not None
+        assert said.ends_at is not None
+        return max(0.0, (said.ends_at - self.world.now()).total_seconds())
 
     def _instance(self, m: Machine) -> Instance:
         up = self.world.time_s >= m.boots_after_s
