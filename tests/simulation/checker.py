@@ -45,7 +45,7 @@ def _untrue(story: Story) -> list[str]:
 def _overspent(story: Story) -> list[str]:
     """Beyond the cap by more than what is tolerated, although a client stood by, or every machine had its guard."""
     world, machines = story.world, story.world.cloud.machines
-    stood_by = len(story.told) == 2 and story.told[0].exit_code is not None and world.weather.cloud_is_well
+    stood_by = len(story.told) == 2 and story.told[0].exit_code not in {None, 10} and world.weather.cloud_is_well
     guarded = all(m.has_guard for m in machines) and not world.wall_offset_s and not story.lost
     if any(m.until_s is None for m in machines) or not (stood_by or guarded):
         return []
