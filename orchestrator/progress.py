@@ -137,17 +137,20 @@ class Progress:
                 job.state, job.message = state.state, state.message or job.message
 
     @property
-    def current(self) -> JobProgress | None:
-        """The job that is being trained."""
-        return next((j for j in self.jobs.values() if j.state == "running"), None)
+    def running(self) -> list[JobProgress]:
+        """The jobs that are being trained now: several when they share their passes."""
+        return [j for j in self.jobs.values() if j.state == "running"]
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the last job's last step: queued jobs are taken to run at the pace of the known ones."""
+        """Until the last job's last step. Jobs that run together end with the slowest; queued ones follow at the pace of the known ones."""
         pace = next((j.step_seconds for j in reversed(self.jobs.values()) if j.step_seconds), None)
         if pace is None:
             return None
-        todo = [j for j in self.jobs.values() if j.state in {"queued", "running"}]
-        known = [j.steps for j in self.jobs.values() if j.steps]
-        usual = max(known, default=0)
-        return sum(max(0, (j.steps or usual) - j.step) * (j.step_seconds or pace) for j in todo)
+        usual = max((j.steps for j in self.jobs.values()), default=0)
+
+        def left(job: JobProgress) -> float:
+            return max(0, (job.steps or usual) - job.step) * (job.step_seconds or pace or 0.0)
+
+        queued = [j for j in self.jobs.values() if j.state == "queued"]
+        return max(map(left, self.running), default=0.0) + sum(map(left, queued))

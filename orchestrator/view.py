@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 ROOMY = 100
 """Columns from which on a job's line has room for a bar."""
+MOST_CURVES = 4
+"""Loss curves drawn at once; a session of thirty must still fit a screen."""
 QUIET_S = 10.0
 """Plain lines about the same phase come at most so often."""
 
@@ -130,14 +132,14 @@ class PlainView:
 
     def show(self, snapshot: Snapshot) -> None:
         """See `View.show`."""
-        job = snapshot.progress.current
-        what = f"{snapshot.phase} {job.name} {job.phase}" if job and snapshot.phase == "training" else snapshot.phase
+        jobs = snapshot.progress.running if snapshot.phase == "training" else []
+        what = " ".join([snapshot.phase, *(f"{job.name} {job.phase}" for job in jobs)])
         now = self._clock_s()
         if what == self._last[0] and now - self._last[2] < QUIET_S:
             return
         line = f"[{duration(snapshot.elapsed_s)}] {snapshot.phase}"
-        if job and snapshot.phase == "training":
-            line += f": {job.name}: {job_words(job)}"
+        if jobs:
+            line += ": " + "; ".join(f"{job.name}: {job_words(job)}" for job in jobs)
         elif snapshot.detail:
             line += f": {snapshot.detail}"
         if snapshot.transfer:
@@ -242,9 +244,11 @@ def _drawn(snapshot: Snapshot, width: int) -> Group:
         name = Text(job.name, style="bold" if job.state == "running" else "")
         jobs.add_row(name, *([_bar(job)] if roomy else []), Text(console.plain(job_words(job))))
     rows.append(jobs)
-    current = snapshot.progress.current
-    if current and len(current.loss.points) > 1:
-        rows.append(Text(sparkline([loss for _, loss in current.loss.points], min(60, width - 2)), style="cyan"))
+    curves = Table.grid(padding=(0, 2))
+    for job in snapshot.progress.running[:MOST_CURVES]:
+        if len(job.loss.points) > 1:
+            curves.add_row(Text(job.name), Text(sparkline([loss for _, loss in job.loss.points], min(60, width - 20)), style="cyan"))
+    rows.append(curves)
     left = snapshot.progress.seconds_left
     rest = f", about {duration(left)} of training left" if left is not None else ""
     money = f"spent {money_words(snapshot)} after " if snapshot.cap_usd is not None else "after "

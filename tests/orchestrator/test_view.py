@@ -6,6 +6,7 @@ import io
 import json
 import re
 import unicodedata
+from dataclasses import replace
 from decimal import Decimal
 
 import pyte
@@ -66,6 +67,19 @@ def screen(snap: Snapshot, width: int, monkeypatch: pytest.MonkeyPatch, *said: s
 # -- the terminal ----------------------------------------------------------------------------------
 
 
+def test_jobs_that_train_together_are_all_shown(capsys: pytest.CaptureFixture[str]):
+    """The time left is that of the slowest, not the sum."""
+    progress = Progress(["cat", "cup", "later"])
+    for name, steps in (("cat", 100), ("cup", 200)):
+        progress.take(Started(at_s=0, job=name, steps=steps, images=9, epochs=1))
+        progress.take(Step(at_s=10, job=name, step=10, steps=steps, epoch=1, loss=0.5, lr=1e-4, samples_per_s=4.0))
+    PlainView(lambda: 0.0).show(replace(snapshot(), progress=progress))
+    said = capsys.readouterr().err
+    assert "cat: training, step 10/100" in said
+    assert "cup: training, step 10/200" in said
+    assert progress.seconds_left == pytest.approx(190 + 200), "the slower of the two, then the queued one"
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_shows_all_that_matters_at_every_width(width: int, monkeypatch: pytest.MonkeyPatch):
     lines, _ = screen(snapshot(), width, monkeypatch)
@@ -77,7 +91,8 @@ def test_a_terminal_shows_all_that_matters_at_every_width(width: int, monkeypatc
     assert "4.0 samples/s" in text
     assert "19m20s left" in text
     assert "spent $0.1234 of $5.00 after 18m09s" in text
-    assert any(len(set(line) & set(BLOCKS)) >= 4 and not set(line) - set(BLOCKS) for line in lines), "the curve, on one line"
+    curves = [line.split()[-1] for line in lines if line.split()]
+    assert any(len(set(curve) & set(BLOCKS)) >= 4 and not set(curve) - set(BLOCKS) for curve in curves), "the curve, behind its job"
     assert max(map(len, lines)) <= width
     assert sum(bool(line) for line in lines) <= 8, "small enough to be taken in at a look"
 
