@@ -3,6 +3,7 @@
 # make check    linter, formatter, types, architecture: under a minute
 # make docs     write the generated pages anew
 # make crash    kill the client at every crash point and take the run up again
+# make simulate SEEDS=n   the money protocol in so many faulty worlds, each replayable by its number
 # make bench    speed and memory, as ratios; runs alone
 # make gpu      what needs an NVIDIA card
 # make setup    system packages and .venv, nothing else
@@ -12,7 +13,7 @@ PYTHON = $(VENV)/bin/python
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check docs crash bench gpu setup
+.PHONY: demo test check docs crash simulate bench gpu setup
 .DEFAULT_GOAL = check
 
 setup:
@@ -36,6 +37,10 @@ docs: setup
 
 crash: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m crash tests/e2e
+
+SEEDS ?= 2000000
+simulate: setup
+	@$(PYTHON) -m tests.simulation --seeds $(SEEDS) --cores 2
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench

@@ -3,7 +3,6 @@
 With `--check` it writes nothing, and ends with 1 when a page is not what the code says now.
 """
 
-# ruff: noqa: INP001  a script, no package
 from __future__ import annotations
 
 import inspect

@@ -129,7 +129,7 @@ def show(renderable: RenderableType, *, data: bool = False) -> None:
 
 
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stands in for a stream until the process ends
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -11,9 +11,9 @@ from . import console
 from .check import check, refusal
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
+from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, requirements
 from .plan import Load, Plan, disk_gib, make_plan
-from .run import offers
 from .trip import Tools
 
 

@@ -38,8 +38,10 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lorry(unpacked: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"PYTHONPATH": str(unpacked), "LORRY_HOME": str(cwd / "home")}
-    return subprocess.run([sys.executable, "-P", "-m", "orchestrator.cli", *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env = clean | {"PYTHONPATH": str(unpacked), "LORRY_HOME": str(cwd / "home")}
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 def test_installing_lorry_does_not_install_torch(unpacked: Path) -> None:

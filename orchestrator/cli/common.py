@@ -10,7 +10,7 @@ A command is a function named like it, in a module of this package, with a line 
         Examples:
           lorry pull autumn-3f2                 shown as written
         \"\"\"
-        from orchestrator.run import fetch      <- inside: help must not pay for it
+        from orchestrator.outside import fetch      <- inside: help must not pay for it
 
 It returns an exit code, or nothing for 0, and raises `LorryError` for everything else; what it prints goes through `console`. Helpers
 begin with an underscore: every other function of such a module is a command, and a test holds it to the table.

@@ -92,14 +92,13 @@ def pull(run: Run, json: Json = False) -> int:
     Examples:
       lorry pull autumn-3f2a91
     """
-    from orchestrator import console
-    from orchestrator import run as program
+    from orchestrator import console, outside
     from orchestrator.home import Busy, Home
     from orchestrator.tools import make_tools
 
     folder = Home.from_env().run(run)
     try:
-        count = program.fetch(folder, make_tools(as_json=json))
+        count = outside.fetch(folder, make_tools(as_json=json))
         words = f"{count} files fetched into {folder.path / 'jobs'}"
     except Busy:
         count, words = 0, f"another lorry drives this run and fetches as it goes; see {folder.path / 'jobs'}"
@@ -121,12 +120,12 @@ def cost(
       lorry cost autumn-3f2a91 --json
     """
     from orchestrator import console
-    from orchestrator import run as program
+    from orchestrator.closing import account
     from orchestrator.home import Home
     from orchestrator.tools import make_tools
 
     home, tools = Home.from_env(), make_tools(as_json=json)
-    documents = [program.account(folder, tools) for folder in ([home.run(run)] if run else home.runs())]
+    documents = [account(folder, tools) for folder in ([home.run(run)] if run else home.runs())]
     if json:
         console.json_document([{"run": d["run"], "status": d["status"], **d["cost"], "phases": d["phases"]} for d in documents])
         return 0

@@ -20,9 +20,9 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
       lorry plan --json | jq '.candidates[0].usd.p90'
     """
     from orchestrator import console
+    from orchestrator.market import plan_document
     from orchestrator.prepare import prepare
     from orchestrator.report.plan import show_plan
-    from orchestrator.run import plan_document
     from orchestrator.tools import make_tools
 
     ready = prepare(file, make_tools(as_json=json), providers=provider, budget=budget)
@@ -46,7 +46,7 @@ def offers(
       lorry offers --gpu "RTX 4090" --json
     """
     from orchestrator import console
-    from orchestrator.run import offers as ask
+    from orchestrator.market import offers as ask
     from orchestrator.tools import make_tools
     from providers.base import Requirements
 

@@ -23,8 +23,7 @@ def reap(provider: Providers = None, yes: Yes = False, expired: Expired = False,
       lorry reap --yes
       lorry reap --yes --expired
     """
-    from orchestrator import console
-    from orchestrator import run as program
+    from orchestrator import console, outside
     from orchestrator.home import Home
     from orchestrator.reconcile import LABEL, is_over
     from orchestrator.tools import make_tools
@@ -32,7 +31,7 @@ def reap(provider: Providers = None, yes: Yes = False, expired: Expired = False,
 
     tools = make_tools(as_json=json)
     books = {folder.id: folder.book() for folder in Home.from_env().runs()} if expired else {}
-    rows = program.reap(
+    rows = outside.reap(
         lambda label: is_over(label, books, tools.clock.now()) if expired else label.startswith(LABEL),
         provider or tuple(PROVIDERS),
         tools,

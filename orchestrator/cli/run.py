@@ -69,6 +69,7 @@ def attach(run: Run, json: Json = False) -> int:
       lorry attach autumn-3f2a91
       lorry attach autumn
     """
+    from orchestrator import outside
     from orchestrator import run as program
     from orchestrator.home import Busy, Home
     from orchestrator.tools import make_tools
@@ -78,7 +79,7 @@ def attach(run: Run, json: Json = False) -> int:
         try:
             return _ended(program.attach(folder, tools), json=json)
         except Busy:
-            program.follow(folder, tools)  # to its end; or until that lorry dies, and this one takes the run up
+            outside.follow(folder, tools)  # to its end; or until that lorry dies, and this one takes the run up
 
 
 def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
@@ -106,11 +107,11 @@ def stop(run: Run, json: Json = False) -> int:
       lorry stop autumn-3f2a91
       lorry resume autumn-3f2a91      goes on from there, on another machine
     """
-    from orchestrator import run as program
+    from orchestrator import outside
     from orchestrator.home import Home
     from orchestrator.tools import make_tools
 
-    return _ended(program.stop(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+    return _ended(outside.stop(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
 
 
 def down(run: Run, json: Json = False) -> int:
@@ -121,11 +122,11 @@ def down(run: Run, json: Json = False) -> int:
     Examples:
       lorry down autumn-3f2a91
     """
-    from orchestrator import run as program
+    from orchestrator import outside
     from orchestrator.home import Home
     from orchestrator.tools import make_tools
 
-    return _ended(program.down(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+    return _ended(outside.down(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
 
 
 def _confirm(ready: Ready, *, yes: bool, json: bool) -> None:

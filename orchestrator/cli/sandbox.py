@@ -25,7 +25,8 @@ def _serve(
 ) -> None:
     """Serve the practice cloud: real machines that cost nothing.
 
-    A marketplace on this computer. Its machines are OpenSSH servers on loopback with folders and processes of their own; its meter bills in make-believe dollars.
+    A marketplace on this computer. Its machines are OpenSSH servers on loopback, with folders and processes of their own; its meter
+    bills in make-believe dollars.
     Provider `sandbox` starts one by itself, so this command is for looking on and for tests.
 
     Examples:

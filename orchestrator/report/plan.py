@@ -22,7 +22,8 @@ def show_plan(ranked: Plan, *, data: bool) -> None:
         f"simple estimate, not yet calibrated: about {duration(seconds.p50)} ({duration(seconds.p10)} to {duration(seconds.p90)}): {phases}"
     )
     say(
-        f"peak VRAM about {best.estimate.vram_bytes / 1024**3:.1f} GiB, {ranked.disk_gib} GiB of disk, {size(ranked.load.upload_bytes)} to upload"
+        f"peak VRAM about {best.estimate.vram_bytes / 1024**3:.1f} GiB, {ranked.disk_gib} GiB of disk, "
+        f"{size(ranked.load.upload_bytes)} to upload"
     )
     if ranked.left_out:
         say("left out: " + ", ".join(f"{count} {reason}" for reason, count in ranked.left_out.items()))

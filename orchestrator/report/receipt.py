@@ -164,8 +164,7 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"  {machine['gpu']} at {machine['provider']} ({machine['id'] or 'never created'}), ${machine['usd_per_hour']:.3f}/h: {gone}"
         )
-    for phase in document["phases"]:
-        lines.append(f"    {phase['phase']:<18} {phase['seconds']:>8.1f} s")
+    lines += [f"    {phase['phase']:<18} {phase['seconds']:>8.1f} s" for phase in document["phases"]]
     p50 = cost["estimated_usd"].get("p50")
     estimated = f"estimated ${p50:.4f} (P90 ${cost['estimated_usd']['p90']:.4f}), " if p50 is not None else ""
     billed = f"billed ${cost['billed_usd']:.4f}" if cost["billed_usd"] is not None else "not billed yet"

@@ -17,11 +17,11 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
+from orchestrator.market import plan_document
 from orchestrator.plan import make_plan
 from orchestrator.report.log import told
 from orchestrator.report.page import write_page
 from orchestrator.report.receipt import in_words, phases, receipt
-from orchestrator.run import plan_document
 from trainer.protocol import Ended, Evaluated, Started, Step, Warned, dump_event
 
 HOSTILE = "</p><script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>\" onmouseover='x' {{ 7*7 }} &lt;"

@@ -13,6 +13,7 @@ from fakes import PNG, FakeClock, FakeCloud, FakeShell, SilentView, an_order, of
 
 from orchestrator import commands
 from orchestrator import fetch as fetch_module
+from orchestrator.closing import OverCap, judge
 from orchestrator.errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete, TrainingFailed
 from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
@@ -20,7 +21,6 @@ from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Phase, Signal
 from orchestrator.progress import Progress
 from orchestrator.rent import Machine
-from orchestrator.run import OverCap, judge
 from orchestrator.trip import Tools, Trip
 from orchestrator.watch import LOCAL_PAUSE_S, OVERRUN_S, STARTS, STOP_PATIENCE_S, fetch_now, pull, start, watch
 from trainer.protocol import AnyEvent, Committed, Ended, JobState, Started, Status, Step, Warned, dump_event

@@ -1,0 +1,80 @@
+"""The end of a run: what its session came to, the last entry, the receipt and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from providers.errors import ProviderError
+
+from .crashpoints import crashpoint
+from .errors import Interrupted, LorryError, MayStillBill, ResultsIncomplete, TrainingFailed, outcome_of
+from .home import RunFolder
+from .report.page import write_page
+from .report.receipt import receipt
+from .trip import Tools, Trip
+
+
+def judge(trip: Trip, reason: str) -> None:
+    """Whether a session that ended is a success. Raises what it was instead."""
+    failed = [job for job in trip.progress.jobs.values() if job.state == "failed"]
+    if failed:
+        words = "; ".join(f"{job.name}: {job.message or 'no word'}" for job in failed)
+        raise TrainingFailed(
+            f"{len(failed)} of {len(trip.progress.jobs)} jobs failed: {words}", hint="what they left is at home; see the report"
+        )
+    if not trip.todo():
+        return
+    if reason == "deadline":
+        raise OverCap(
+            "the cap was reached before the last step; the newest checkpoints are at home",
+            hint=f"go on with: lorry resume {trip.order.run} --budget USD",
+        )
+    if reason == "stopped":
+        raise Interrupted("stopped as asked; the newest checkpoints are at home", hint=f"go on with: lorry resume {trip.order.run}")
+    raise ResultsIncomplete(  # the machine's word is not enough: a job is done when its adapter is at home
+        f"the machine says that it is done, but no finished adapter came of: {', '.join(trip.todo())}",
+        hint=f"look at lorry logs {trip.order.run}; go on with: lorry resume {trip.order.run}",
+    )
+
+
+class OverCap(LorryError):
+    """The cap ended the training."""
+
+    code = "LRY-CAP"
+    exit_code = 5
+
+
+def close(trip: Trip, err: LorryError | ProviderError | None, decided: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write the last entry, the receipt and the page. An open lease wins over whatever else happened."""
+    if trip.book().open_attempts and not isinstance(err, MayStillBill):
+        err = MayStillBill("a machine of this run is not known to be gone", hint=f"lorry down {trip.order.run}")
+    trip.ledger.record("closed", **(outcome_of(err) if err is not None or decided is None else decided))
+    trip.folder.forget_stop()
+    trip.tools.view.close()
+    return account(trip.folder, trip.tools)
+
+
+def account(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """The receipt and the page, from what is in the folder and what the providers have billed by now."""
+    write_page(folder, receipt(folder, tools.clock.now()))
+    document = receipt(folder, tools.clock.now(), billed_usd=_billed(folder, tools))
+    folder.write("receipt.json", document)
+    crashpoint("accounted")
+    return document
+
+
+def _billed(folder: RunFolder, tools: Tools) -> Decimal | None:
+    """What the providers say they charged for every machine of the run; None while one has no record."""
+    total = Decimal(0)
+    for attempt in folder.book().attempts.values():
+        for instance_id in attempt.instance_ids:
+            try:
+                billed = tools.provider(attempt.provider).billed_usd(instance_id)
+            except ProviderError:
+                return None
+            if billed is None:
+                return None
+            total += billed
+    return total

@@ -1,0 +1,69 @@
+"""Making a machine able to train: what is missing is sent and verified, the Python environment is built. Safe to repeat at any point."""
+
+from __future__ import annotations
+
+from . import commands
+from .crashpoints import crashpoint
+from .errors import MachineFailed
+from .lifecycle import Phase, Signal
+from .rent import Machine
+from .ship import Shipment, item, send
+from .trip import Trip
+
+SETUP_PATIENCE_S, SETUP_POLL_S = 1800.0, 0.5
+"""Installing diffusers and its kin took 40 s where it was measured; a slow line may need many times that."""
+
+
+def ship(trip: Trip, machine: Machine) -> str:
+    """Send what is missing, have it verified, make the machine able to train. Returns its Python."""
+    attempt = trip.book().attempts[machine.number]
+    if attempt.phase is not Phase.SHIPPING:
+        return _python_of(trip, machine)
+    shipment, done = with_checkpoints(trip), 0
+    trip.enter("upload", f"{len(shipment.items)} files")
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        crashpoint("uploading")
+        trip.moved(done, shipment.size)
+
+    before = machine.shell.uploaded
+    send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
+    trip.ledger.record("moved", attempt=machine.number, uploaded=machine.shell.uploaded - before)
+    python = set_up(trip, machine)
+    trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size)
+    trip.check_boot()
+    return python
+
+
+def set_up(trip: Trip, machine: Machine) -> str:
+    """Have the machine build its Python environment, and wait for it; returns the interpreter. Raises `MachineFailed`."""
+    trip.enter("set-up", "the trainer's Python environment")
+    until = trip.clock.monotonic_s() + SETUP_PATIENCE_S
+    while trip.clock.monotonic_s() < until:
+        trip.check_boot()
+        answer = machine.shell.check(commands.set_up(trip.order.root)).decode(errors="replace").strip()
+        state, _, words = answer.partition(" ")
+        if state == "ready":
+            return words
+        if state == "failed":
+            raise MachineFailed(f"the trainer's environment could not be built: {words}", hint="another machine.image may do better")
+        trip.pulse(words)
+        trip.clock.sleep(SETUP_POLL_S)
+    raise MachineFailed(f"the trainer's environment was not built within {SETUP_PATIENCE_S / 60:.0f} minutes")
+
+
+def with_checkpoints(trip: Trip) -> Shipment:
+    """The order's shipment, and for unfinished jobs the newest checkpoint that an earlier machine made."""
+    found = []
+    for name in trip.todo():
+        checkpoints = sorted((trip.folder.job(name) / "checkpoints").glob("*.safetensors"))
+        found += [item(checkpoints[-1].parent, checkpoints[-1].name, f"jobs/{name}/out/checkpoints")] if checkpoints else []
+    return Shipment(items=(*trip.order.items, *found))
+
+
+def _python_of(trip: Trip, machine: Machine) -> str:
+    """The interpreter that an earlier process started the supervisor with."""
+    started = [e for e in trip.ledger.entries if e.attempt == machine.number and e.kind == Signal.STARTED]
+    return str(started[-1].data["python"])
