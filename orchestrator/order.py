@@ -183,6 +183,7 @@ def requirements(config: RunConfig, disk_gib: int) -> Requirements:
         regions=frozenset(machine.regions),
         interruptible=machine.interruptible,
         verified_only=machine.verified_only,
+        secure_only=machine.secure_cloud_only,
     )
 
 

@@ -218,6 +218,7 @@ def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
         and offer.prices.usd_per_hour(wanted.disk_gib) > wanted.max_usd_per_hour,
         "not reliable enough": offer.reliability < wanted.min_reliability,
         "not verified": wanted.verified_only and not offer.verified,
+        "not in a data centre": wanted.secure_only and not offer.secure,
         "another region": bool(wanted.regions) and offer.region not in wanted.regions,
         "interruptible": offer.interruptible and not wanted.interruptible,
     }

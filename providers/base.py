@@ -29,6 +29,8 @@ class Requirements:
     interruptible: bool = False
     """Whether machines that may be taken away (bids, spot) are welcome too."""
     verified_only: bool = False
+    secure_only: bool = False
+    """Only machines in data centres."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class Offer:
     up_mbit_s: float = 0.0
     reliability: float = 1.0
     verified: bool = True
+    secure: bool = False
+    """In a data centre, as the cloud says; not somebody's home."""
     region: str = ""
     interruptible: bool = False
     provider_data: Mapping[str, object] = field(default_factory=dict)

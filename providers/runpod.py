@@ -347,6 +347,7 @@ def _offers(row: _GpuType, cloud: str, disk_gib: int) -> list[Offer]:
             prices=Prices(gpu_usd_per_hour=price, disk_usd_per_gib_hour=DISK_USD_PER_GIB_HOUR),
             disk_gib=disk_gib,  # the catalogue has no bound; a create that asks for too much is refused
             reliability=RELIABILITY[cloud],
+            secure=cloud == "SECURE",
             region=country(center),
         )
         for center in ((dict.fromkeys(centers) or [""]) if cloud == "SECURE" else [""])

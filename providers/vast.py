@@ -453,9 +453,10 @@ def offers_from(rows: Iterable[object], kind: str, faults: list[str]) -> Iterabl
                 up_mbit_s=row.inet_up or 0.0,
                 reliability=row.reliability or 0.0,
                 verified=row.verification == "verified",
+                secure=bool(row.hosting_type),
                 region=place[1] if place else "",
                 interruptible=kind == "bid",
-                provider_data={"datacenter": bool(row.hosting_type), "cuda_max_good": row.cuda_max_good, "end_date": row.end_date},
+                provider_data={"cuda_max_good": row.cuda_max_good, "end_date": row.end_date},
             ),
         )
 

@@ -335,7 +335,7 @@ def _prices(row: _Prices) -> Prices:
 
 def _offer(row: _Offer) -> Offer:
     fields = row.model_dump(exclude={"prices"})
-    return Offer(provider=Sandbox.name, prices=_prices(row.prices), **fields)
+    return Offer(provider=Sandbox.name, prices=_prices(row.prices), secure=row.verified, **fields)  # as data centres usually are
 
 
 def _instance(row: _Instance) -> Instance:

@@ -143,6 +143,7 @@ def test_a_machine_of_ones_own_costs_nothing_and_comes_first():
         ("dearer than max_usd_per_hour", {"prices": prices("0.39", disk="0.001")}, {"max_usd_per_hour": Decimal("0.40")}),
         ("not reliable enough", {"reliability": 0.9}, {"min_reliability": 0.95}),
         ("not verified", {"verified": False}, {"verified_only": True}),
+        ("not in a data centre", {"secure": False}, {"secure_only": True}),
         ("another region", {"region": "US"}, {"regions": frozenset({"DE"})}),
         ("interruptible", {"interruptible": True}, {}),
     ],

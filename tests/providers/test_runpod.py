@@ -132,6 +132,7 @@ def test_both_clouds_are_offered_and_the_secure_one_by_data_center(cloud: RunPod
     assert (community.region, community.prices.gpu_usd_per_hour) == ("", Decimal("0.34"))
     assert secure.prices.usd_per_hour(720) == Decimal("0.69") + 720 * Decimal("0.000138889")  # 10 cents a GB and month
     assert not secure.interruptible
+    assert (secure.secure, community.secure) == (True, False)
     assert not [offer for offer in offers if "L40S" in offer and offer.startswith("COMMUNITY")], "price 0: not in that cloud"
     assert {offers[f"SECURE/{center}/NVIDIA A100-SXM4-80GB"].gpu_name for center in ("US-KS-2", "CA-MTL-1")} == {"A100 SXM4"}
 

@@ -180,6 +180,8 @@ def test_every_price_part_is_in_our_units() -> None:
     assert offer.prices.download_usd_per_gib == round(Decimal("0.0026") * GB_PER_GIB, 9)
     assert (offer.down_mbit_s, offer.up_mbit_s, offer.vram_gib, offer.disk_gib, offer.region) == (905.1, 812.4, 24, 569, "SE")
     ((_, bid),) = offers_from([row], "bid", [])
+    ((_, housed),) = offers_from([row | {"hosting_type": 1}], "on-demand", [])
+    assert (offer.secure, housed.secure) == (False, True), "in a data centre only where Vast says so"
     assert (bid.id, bid.interruptible, bid.prices.gpu_usd_per_hour) == ("1/bid", True, Decimal("0.1820")), "5 % above the floor"
 
 
