@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from providers.base import Instance, InstanceStatus, LaunchSpec
@@ -27,6 +28,10 @@ from .trip import Trip
 TRIES = 5
 """Machines that are tried before the run gives up; each one is paid for while it boots."""
 POLL_S = 1.0
+OVER = frozenset({InstanceStatus.GONE, InstanceStatus.STOPPED})
+"""What a machine that boots does not come back from: its image does not start, or somebody bid more."""
+DEARER = Decimal("1.02")
+"""A price may differ from its offer by rounding; more than this was never agreed to."""
 MISSED_LOOKS = 5
 """A cloud may not know a new machine by its id for some seconds."""
 
@@ -175,10 +180,13 @@ def _reach(trip: Trip, lease: Lease) -> Machine | None:
             words = str(err)
         else:
             words = instance.status_text or instance.status
-            missed = missed + 1 if instance.status is InstanceStatus.GONE else 0
+            missed = missed + 1 if instance.status in OVER else 0
             if missed >= MISSED_LOOKS:
-                words = "it has gone"
+                words = f"it is {instance.status}" + (f": {instance.status_text}" if instance.status_text else "")
                 break  # giving it back sees whether that is so
+            if not in_use and (dearer := _dearer(lease, instance)):
+                words = dearer
+                break
             shell = _shell_for(trip, lease, instance, shell)
             if shell is not None and shell.probe():
                 return _reached(lease, shell)
@@ -186,6 +194,14 @@ def _reach(trip: Trip, lease: Lease) -> Machine | None:
         trip.clock.sleep(POLL_S)
     trip.say(f"{lease.gpu} at {lease.provider.name} did not boot: {words}; trying the next")
     return None
+
+
+def _dearer(lease: Lease, instance: Instance) -> str:
+    """What to say of a machine that costs more than was offered; empty when it does not, or the cloud does not tell."""
+    if instance.prices is None:
+        return ""
+    asked, offered = instance.prices.usd_per_hour(lease.disk_gib), lease.prices.usd_per_hour(lease.disk_gib)
+    return f"it costs ${asked:.3f} an hour, ${offered:.3f} was offered" if asked > offered * DEARER else ""
 
 
 def _shell_for(trip: Trip, lease: Lease, instance: Instance, known: Shell | None) -> Shell | None:
