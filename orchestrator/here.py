@@ -30,7 +30,7 @@ EXIT_OF_TRAINER = {0: 0, 7: 7, 75: 130}
 """The worker's exit code -> ours."""
 
 
-def train_here(file: Path | None, out: Path, *, as_json: bool) -> tuple[list[dict[str, Any]], int]:
+def train_here(file: Path | None, out: Path, *, together: bool, as_json: bool) -> tuple[list[dict[str, Any]], int]:
     """Train every job of the file; returns the `jobs` list of the receipt and the exit code."""
     config, jobs = checked_config(file)
     if find_spec("torch") is None:
@@ -41,7 +41,7 @@ def train_here(file: Path | None, out: Path, *, as_json: bool) -> tuple[list[dic
     clock = SystemClock()
     view = make_view(as_json=as_json, clock_s=clock.monotonic_s, lorry_version=version())
     progress = Progress([job.name for job in jobs])
-    code = _work(session, out, progress, view, config.name)
+    code = _work(session, out, progress, view, config.name, together=together)
     view.close()
     return [job_document(out / name, name, done) for name, done in progress.jobs.items()], EXIT_OF_TRAINER.get(code, 7)
 
@@ -59,11 +59,12 @@ def _lay_out(session: Path, name: str, jobs: Sequence[CheckedJob]) -> None:
     (session / "session.json").write_text(document.model_dump_json())
 
 
-def _work(session: Path, out: Path, progress: Progress, view: View, name: str) -> int:
+def _work(session: Path, out: Path, progress: Progress, view: View, name: str, *, together: bool) -> int:
     """Run the worker, follow its events, hand Ctrl-C on to it; returns its exit code."""
     import trainer
 
-    argv = [sys.executable, "-m", "trainer", "--root", str(session), *(f"jobs/{job}/job.json" for job in progress.jobs)]
+    way = "--together" if together else "--one-by-one"
+    argv = [sys.executable, "-m", "trainer", way, "--root", str(session), *(f"jobs/{job}/job.json" for job in progress.jobs)]
     env = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parent.parent)}
     clock, reader, interrupts = SystemClock(), EventReader(), Interrupts()
     started = clock.monotonic_s()
