@@ -65,7 +65,9 @@ def check_job(job: dict[str, Any], home: dict[str, str]) -> None:
     assert job["status"] == "done"
     assert job["steps"] == 4
     assert job["sha256"] == home[job["name"]]
-    assert [Path(path).name for path in job["checkpoints"]] == ["step000002.safetensors"]
+    names = [Path(path).name for path in job["checkpoints"]]
+    assert names[0] == "step000002.safetensors"
+    assert names[1:] in ([], ["step000004.safetensors"]), "jobs that train together save together, so one may be saved at its end too"
     assert sorted(Path(path).name for path in job["samples"]) == [f"step{step:06d}-0.png" for step in (0, 2, 4)]
     with safe_open(job["adapter"], "pt") as file:
         names, about = set(file.keys()), file.metadata()

@@ -15,10 +15,11 @@ from providers.sandbox.server import Server
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """After all tests of this folder no process of any practice cloud of theirs lives."""
+    """After all tests of this folder no process of any practice cloud of theirs lives. Other folders' clouds are theirs to end."""
     base = tmp_path_factory.getbasetemp()
+    before = set(processes_of(base))
     yield
-    poll(lambda: not processes_of(base), what=f"the end of {processes_of(base)}", timeout_s=5)
+    poll(lambda: not set(processes_of(base)) - before, what=f"the end of {set(processes_of(base)) - before}", timeout_s=5)
 
 
 @pytest.fixture(scope="session")

@@ -322,7 +322,7 @@ def test_running_is_a_lie_until_there_is_a_runtime_and_an_address(server: Server
         assert raw(cloud, instance.id)["ssh"]["proxy"], "which takes no commands, so it is no address"
     finally:
         server.market.boot = BOOT
-    assert cloud.provider.describe(instance.id).ssh
+    poll(lambda: cloud.provider.describe(instance.id).ssh, what="an address")
 
 
 def test_a_pod_that_never_starts_stays_pending_and_can_be_ended(server: Server, cloud: RunPodCloud) -> None:

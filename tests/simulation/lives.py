@@ -12,7 +12,7 @@ from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator import home, lease, ledger, rent, run, watch
+from orchestrator import closing, home, lease, ledger, outside, rent, run, watch
 from orchestrator.budget import WAY_OUT_S
 from orchestrator.errors import LorryError, MachineFailed, OverBudget
 from orchestrator.lifecycle import Phase, Signal
@@ -110,14 +110,17 @@ def install() -> None:
     """Put the stand-ins into the program's modules, once a process."""
     for module in (ledger, home):
         module.os = SimOs  # type: ignore[attr-defined]
-    for module in (ledger, lease, run):
+    for module in (ledger, lease, run, closing):
         module.crashpoint = lambda _: None  # type: ignore[attr-defined]  # every effect of this world is one
     rent.Shell = SimShell  # type: ignore[misc,assignment]
     rent.make_keys = _keys  # type: ignore[assignment]
-    for name in ("ship", "start", "watch", "pull", "account"):
+    for name in ("ship", "start", "watch", "pull"):
         setattr(run, name, globals()[f"_{name}"])
-    run.progress_of = lambda *_a, **_k: Progress(())  # type: ignore[assignment]
-    run.read_order = lambda _: ORDER  # type: ignore[assignment,return-value]
+    for module in (run, closing, outside):
+        module.account = _account  # type: ignore[attr-defined]
+    for module in (run, outside):
+        module.progress_of = lambda *_a, **_k: Progress(())  # type: ignore[attr-defined]
+        module.read_order = lambda _: ORDER  # type: ignore[attr-defined]
     run.plan_document = lambda _: {}  # type: ignore[assignment]
     run.market = lambda *_a, **_k: SimpleNamespace(candidates=OFFERS)  # type: ignore[assignment,return-value]
 
@@ -302,7 +305,7 @@ def _run(folder: SimFolder, tools: Tools) -> int:
 
 
 def _reap(_: SimFolder, tools: Tools) -> int:
-    rows = run.reap(lambda label: label.startswith(LABEL), ("fake",), tools, really=True)
+    rows = outside.reap(lambda label: label.startswith(LABEL), ("fake",), tools, really=True)
     return 10 if any(not row["destroyed_verified"] for row in rows) else 0
 
 
@@ -310,6 +313,6 @@ COMMANDS: dict[str, Callable[[SimFolder, Tools], int]] = {
     "run": _run,
     "attach": lambda folder, tools: int(run.attach(folder, tools)["exit_code"]),
     "resume": lambda folder, tools: int(run.resume(folder, tools)["exit_code"]),
-    "down": lambda folder, tools: int(run.down(folder, tools)["exit_code"]),
+    "down": lambda folder, tools: int(outside.down(folder, tools)["exit_code"]),
     "reap": _reap,
 }
