@@ -26,9 +26,10 @@ def picture(file: Path, size: tuple[int, int] = (640, 512), caption: str | None 
 
 def diffusers_folder(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
     """The outside of a model: what can be told without loading it."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
         (folder / part).mkdir(parents=True)
-        (folder / part / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+        (folder / part / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
     for name in ("vocab.json", "merges.txt"):
         (folder / "tokenizer" / name).write_text("{}")
     (folder / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 768}))
