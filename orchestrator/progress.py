@@ -79,10 +79,11 @@ class JobProgress:
         """Fold one event in."""
         if isinstance(event, Phase):
             self.state, self.phase, self.detail = "running", event.phase, event.detail
+            self.last_step_at = None  # sampling and saving are no steps: the pace is taken up after them
         elif isinstance(event, Started):
             self.state, self.steps, self.images, self.step = "running", event.steps, event.images, event.step
             self.started_s = event.at_s if self.started_s is None else self.started_s
-            self.last_step_at = (event.at_s, event.step)
+            self.last_step_at = None  # before the first step lie the first samples and the held-out loss
         elif isinstance(event, Step):
             self._step(event)
         elif isinstance(event, Evaluated):

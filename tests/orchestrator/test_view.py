@@ -72,7 +72,8 @@ def test_jobs_that_train_together_are_all_shown(capsys: pytest.CaptureFixture[st
     progress = Progress(["cat", "cup", "later"])
     for name, steps in (("cat", 100), ("cup", 200)):
         progress.take(Started(at_s=0, job=name, steps=steps, images=9, epochs=1))
-        progress.take(Step(at_s=10, job=name, step=10, steps=steps, epoch=1, loss=0.5, lr=1e-4, samples_per_s=4.0))
+        for step in (1, 10):  # the first lies 30 s after the start: samples are drawn before it, and are no pace
+            progress.take(Step(at_s=30 + step, job=name, step=step, steps=steps, epoch=1, loss=0.5, lr=1e-4, samples_per_s=4.0))
     PlainView(lambda: 0.0).show(replace(snapshot(), progress=progress))
     said = capsys.readouterr().err
     assert "cat: training, step 10/100" in said
