@@ -2,14 +2,15 @@
 
     python docs/pictures.py
 
-Runs the demo in a terminal of its own (a pty), keeps the picture of the moment at which the second job is half done, and
-lets the run end. Takes as long as the demo.
+Runs the demo in a terminal of its own (a pty), keeps the picture of the moment at which the jobs are half done, and lets
+the run end. Takes as long as the demo.
 """
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -55,7 +56,7 @@ def record(screen: pyte.Screen) -> Text:
     try:
         while select.select([terminal], [], [], 120)[0]:
             stream.feed(os.read(terminal, 65536))
-            if second_job_is_half_done(screen):
+            if half_done(screen):
                 best = as_text(screen)
     except OSError:  # the terminal closed: the demo has ended
         pass
@@ -65,10 +66,10 @@ def record(screen: pyte.Screen) -> Text:
     return best or as_text(screen)
 
 
-def second_job_is_half_done(screen: pyte.Screen) -> bool:
-    """Whether the live view shows one job done and the other in the middle."""
+def half_done(screen: pyte.Screen) -> bool:
+    """Whether the live view shows training in its middle."""
     shown = "\n".join(screen.display)
-    return "done at step" in shown and any(f"step {n}" in shown for n in range(100, 160))
+    return "spent" in shown and re.search(r"step 1[5-9]\d/300", shown) is not None
 
 
 def as_text(screen: pyte.Screen) -> Text:
