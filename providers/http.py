@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from json import dumps
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from .errors import AuthError, NoKey, ProviderError, RateLimited, Unavailable, UnexpectedResponse
+
+M = TypeVar("M", bound=BaseModel)
 
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -33,6 +36,16 @@ class Answer:
 
     status: int
     data: Any
+
+
+def as_agreed(model: type[M], data: Any, *, cloud: str, ids: tuple[str, ...] = ()) -> M:
+    """The answer as its model; `UnexpectedResponse` with the first thing that is not as agreed, and every instance id in it."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise UnexpectedResponse(f"{cloud}'s answer is not as agreed: {place}: {first['msg']}", instance_ids=ids) from error
 
 
 def no_ids(_: Any) -> tuple[str, ...]:

@@ -22,11 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP
+from .http import Answer, CloudHTTP, as_agreed
 
 URL = "https://api.runpod.io/v2"
 GRAPHQL_URL = "https://api.runpod.io/graphql"
@@ -416,14 +416,7 @@ def _absent(answer: Answer) -> bool:
 
 
 def _read(model: type[M], data: Any) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UnexpectedResponse(
-            f"RunPod's answer is not as agreed: {place or 'all of it'}: {first['msg']}", instance_ids=_ids(data)
-        ) from error
+    return as_agreed(model, data, cloud="RunPod", ids=_ids(data))
 
 
 def _ids(data: Any) -> tuple[str, ...]:

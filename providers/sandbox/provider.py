@@ -19,11 +19,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from providers.errors import NoCapacity, ProviderError, Refused, UnexpectedResponse
-from providers.http import Answer, CloudHTTP
+from providers.http import Answer, CloudHTTP, as_agreed
 
 from .descriptor import Descriptor, read_descriptor
 from .processes import ProcessId, alive
@@ -295,14 +295,7 @@ def start(folder: Path, *, speed: float | None = None) -> Descriptor:
 
 
 def _read(model: type[M], data: Any) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UnexpectedResponse(
-            f"the practice cloud's answer is not as agreed: {place or 'all of it'}: {first['msg']}", instance_ids=_ids(data)
-        ) from error
+    return as_agreed(model, data, cloud="the practice cloud", ids=_ids(data))
 
 
 def _ids(data: Any) -> tuple[str, ...]:
