@@ -38,8 +38,13 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     console.print(drawn)
     target = ROOT / "docs" / "pictures" / "run.svg"
-    target.write_text(console.export_svg(title="lorry run"))
+    target.write_text(without_fonts(console.export_svg(title="lorry run")))
     print(f"wrote {target.relative_to(ROOT)}")
+
+
+def without_fonts(svg: str) -> str:
+    """The picture without the fonts that rich would have it fetch from elsewhere: any monospace one will do."""
+    return re.sub(r"@font-face\s*\{.*?\}\n?", "", re.sub(r"<!-- .*? -->\n?", "", svg), flags=re.DOTALL)
 
 
 def record(screen: pyte.Screen) -> Text:
