@@ -5,7 +5,6 @@
 # make crash    kill the client at every crash point and take the run up again
 # make simulate SEEDS=n   the money protocol in so many faulty worlds, each replayable by its number
 # make bench    speed and memory, as ratios; runs alone
-# make gpu      what needs an NVIDIA card
 # make setup    system packages and .venv, nothing else
 
 VENV ?= .venv
@@ -13,7 +12,7 @@ PYTHON = $(VENV)/bin/python
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check docs crash simulate bench gpu setup
+.PHONY: demo test check docs crash simulate bench setup
 .DEFAULT_GOAL = check
 
 setup:
@@ -44,6 +43,3 @@ simulate: setup
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench
-
-gpu: setup
-	$(PYTHON) -m pytest -q -m gpu tests/gpu
