@@ -10,6 +10,8 @@ from .rent import Machine
 from .ship import Shipment, item, send
 from .trip import Trip
 
+CHECKPOINTS_SENT = 2
+"""As many as the trainer keeps."""
 SETUP_PATIENCE_S, SETUP_POLL_S = 1800.0, 0.5
 """Installing diffusers and its kin took 40 s where it was measured; a slow line may need many times that."""
 
@@ -55,11 +57,14 @@ def set_up(trip: Trip, machine: Machine) -> str:
 
 
 def with_checkpoints(trip: Trip) -> Shipment:
-    """The order's shipment, and for unfinished jobs the newest checkpoint that an earlier machine made."""
+    """The order's shipment, and for unfinished jobs the newest checkpoints that an earlier machine made.
+
+    Several of each, because jobs that trained together go on from a moment that all of them have: see docs/sessions.md.
+    """
     found = []
     for name in trip.todo():
         checkpoints = sorted((trip.folder.job(name) / "checkpoints").glob("*.safetensors"))
-        found += [item(checkpoints[-1].parent, checkpoints[-1].name, f"jobs/{name}/out/checkpoints")] if checkpoints else []
+        found += [item(file.parent, file.name, f"jobs/{name}/out/checkpoints") for file in checkpoints[-CHECKPOINTS_SENT:]]
     return Shipment(items=(*trip.order.items, *found))
 
 
