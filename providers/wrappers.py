@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,7 +15,7 @@ from .errors import ProviderError, RateLimited
 T = TypeVar("T")
 
 
-class _Wrapper:
+class _Wrapper(ABC):
     """Passes every call to `_call`, which a wrapper overrides."""
 
     def __init__(self, inner: Provider) -> None:
@@ -32,8 +33,9 @@ class _Wrapper:
     def self_destroy(self) -> SelfDestroy | None:
         return self_destroy_of(self.inner)
 
+    @abstractmethod
     def _call(self, method: str, args: tuple[object, ...], call: Callable[[], T]) -> T:
-        raise NotImplementedError
+        """What this wrapper does around a call."""
 
     def offers(self, requirements: Requirements) -> Sequence[Offer]:
         return self._call("offers", (requirements,), lambda: self.inner.offers(requirements))
