@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import templates
-from providers.base import Provider, self_destroy_of
+from providers.base import Provider
 
 from . import commands, guard
 from .budget import WAY_OUT_S
@@ -24,7 +24,7 @@ LOOK_S = 0.5
 
 def text(provider: Provider, most_s: float) -> str:
     """What a machine runs in its first second; empty at clouds whose machines cannot end themselves."""
-    call = self_destroy_of(provider)
+    call = provider.self_destroy
     return guard.onstart(templates.text("guard.py"), call, most_s=most_s) if call is not None else ""
 
 
@@ -34,7 +34,7 @@ def guarded(trip: Trip, machine: Machine) -> None:
     Raises `MachineFailed` when it does not, before anything is sent there; where training goes on already, that is only said.
     """
     lease = machine.lease
-    if self_destroy_of(lease.provider) is None:
+    if lease.provider.self_destroy is None:
         trip.say(
             f"machines of {lease.provider.name} have no guard of their own: should this computer be lost, only lorry reap ends this one"
         )

@@ -141,8 +141,15 @@ class Account:
     """Whose money it is."""
 
     name: str
+    """As a person knows it."""
+    id: str = ""
+    """The same for every key of the account, and for no other account; empty where the cloud does not tell."""
     balance_usd: Decimal | None = None
     """Prepaid money left; None where the cloud does not tell."""
+    auto_pay: bool | None = None
+    """Whether the cloud charges a card when the balance runs out, so that no balance ends a forgotten machine; None: not told."""
+    lacks: tuple[str, ...] | None = None
+    """Rights that lorry needs and this key has not, in the cloud's own words; None where the cloud does not tell them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +164,6 @@ class SelfDestroy:
     """The variable with the machine's own id: what `show_url` answers with must contain it."""
     show_url: str = ""
     """A GET that proves that the key works; empty: `url`."""
-
-
-def self_destroy_of(provider: Provider) -> SelfDestroy | None:
-    """How machines of this cloud end themselves; None where they cannot, or nobody has seen it work: they are unguarded."""
-    found: SelfDestroy | None = getattr(provider, "self_destroy", None)
-    return found
 
 
 class Provider(Protocol):
@@ -180,6 +181,10 @@ class Provider(Protocol):
     @property
     def console_url(self) -> str:
         """Where a person can see and stop the machines by hand."""
+
+    @property
+    def self_destroy(self) -> SelfDestroy | None:
+        """How machines of this cloud end themselves; None where they cannot, or nobody has seen it work: they are unguarded."""
 
     def offers(self, requirements: Requirements) -> Sequence[Offer]:
         """Machines for rent now. May return more than was asked for; the planner filters again."""

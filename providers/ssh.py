@@ -158,6 +158,7 @@ class SSH:
     """Machines of yours."""
 
     name = "ssh"
+    self_destroy = None  # nothing to pay for, and nobody whose call would end it
     console_url = "a login on the machine (`rm ~/.lorry-lease` ends the lease, the folder below ~/.lorry-leases is the run)"
 
     def __init__(self, hosts: Sequence[str], *, gpu: str = "", options: Sequence[str] = (), run: Run | None = None) -> None:

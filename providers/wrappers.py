@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeVar
 
-from .base import Account, Instance, LaunchSpec, Offer, Provider, Requirements, SelfDestroy, self_destroy_of
+from .base import Account, Instance, LaunchSpec, Offer, Provider, Requirements, SelfDestroy
 from .errors import ProviderError, RateLimited
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class _Wrapper(ABC):
 
     @property
     def self_destroy(self) -> SelfDestroy | None:
-        return self_destroy_of(self.inner)
+        return self.inner.self_destroy
 
     @abstractmethod
     def _call(self, method: str, args: tuple[object, ...], call: Callable[[], T]) -> T:

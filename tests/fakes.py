@@ -106,6 +106,7 @@ class FakeCloud:
 
     name = "fake"
     console_url = "https://fake.example/console"
+    self_destroy = None
 
     def __init__(self, clock: FakeClock, plot: Plot | None = None, offers: Sequence[Offer] = ()) -> None:
         self.clock = clock

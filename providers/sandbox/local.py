@@ -49,6 +49,7 @@ class Local:
     """This computer. One lease at a time."""
 
     name = "local"
+    self_destroy = None  # nothing to pay for
 
     def __init__(self, folder: Path, *, card: tuple[str, float] | None = None) -> None:
         """`card`: name and GiB, instead of asking `nvidia-smi`."""

@@ -42,6 +42,7 @@ class Flaky:
 
     name = "flaky"
     console_url = "https://flaky.example"
+    self_destroy = None
 
     def __init__(self, *errors: ProviderError) -> None:
         self.errors = list(errors)
@@ -63,7 +64,7 @@ def retrying(inner: Flaky, waits: list[float], **options: Any) -> Provider:
 
 
 def test_the_list_of_calls_is_the_contract() -> None:
-    assert set(CALLS) | {"name", "console_url"} == {name for name in vars(Provider) if not name.startswith("_")}
+    assert set(CALLS) | {"name", "console_url", "self_destroy"} == {name for name in vars(Provider) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("method", CALLS)

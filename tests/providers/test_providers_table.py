@@ -14,7 +14,7 @@ import providers
 from providers.base import Provider
 
 FOLDER = Path(providers.__file__).parent
-VERBS = {name for name in vars(Provider) if not name.startswith("_")} - {"name", "console_url"}
+VERBS = {name for name in vars(Provider) if not name.startswith("_")} - {"name", "console_url", "self_destroy"}
 
 
 def classes_with_the_verbs() -> set[str]:

@@ -354,6 +354,7 @@ class Cloud:
     """The label of every create that arrived, in order."""
     name: str = "fake"
     console_url: str = "https://cloud.example/machines"
+    self_destroy: None = None
 
     def live(self) -> None:
         """Let happen what is due by now."""
