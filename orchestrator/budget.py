@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
 
 from providers.base import Prices
 
 GIB = 1024**3
+_NOTHING = Decimal(0)
+_TICK, _TICKS_PER_HOUR = timedelta(microseconds=1), 3_600_000_000
 CENT = Decimal("0.01")
 
 WAY_OUT_S = 300.0
@@ -35,18 +37,20 @@ class Usage:
     def usd(self, now: datetime) -> Decimal:
         """What it costs until `now`, every meter."""
         end = self.ended_at or now
-        hours = Decimal(str(max(0.0, (end - self.started_at).total_seconds()))) / 3600
+        hours = Decimal(max(0, (end - self.started_at) // _TICK)) / _TICKS_PER_HOUR
         return hours * self.prices.usd_per_hour(self.disk_gib) + traffic_usd(self.prices, self.uploaded_bytes, self.downloaded_bytes)
 
 
 def traffic_usd(prices: Prices, uploaded_bytes: int, downloaded_bytes: int) -> Decimal:
     """What moving so many bytes to and from the machine costs."""
+    if not (uploaded_bytes or downloaded_bytes):
+        return _NOTHING
     return (prices.upload_usd_per_gib * uploaded_bytes + prices.download_usd_per_gib * downloaded_bytes) / GIB
 
 
 def spent_usd(used: Iterable[Usage], now: datetime) -> Decimal:
     """Every attempt's cost together."""
-    return sum((u.usd(now) for u in used), Decimal(0))
+    return sum((u.usd(now) for u in used), _NOTHING)
 
 
 def time_usd(prices: Prices, disk_gib: int, seconds: float) -> Decimal:

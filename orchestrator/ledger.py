@@ -22,7 +22,8 @@ from .crashpoints import crashpoint
 from .lifecycle import PAYING, Phase, Signal, advance, heard
 
 VERSION = 1
-SIGNALS = frozenset(Signal)
+SIGNALS = {str(signal): signal for signal in Signal}
+_TO_TEXT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ def to_line(entry: Entry) -> bytes:
         "attempt": entry.attempt,
         "data": dict(entry.data),
     }
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
+    text = _TO_TEXT(body)
     return f"{text} {zlib.crc32(text.encode()):08x}\n".encode()
 
 
@@ -104,7 +105,7 @@ class Ledger:
         if new:
             sync_folder(self._path.parent)
         self.entries.append(entry)
-        self._book.take(entry)
+        self._book = self._book.and_then(entry)
         crashpoint(f"{kind}-written")
         return entry
 
@@ -114,7 +115,7 @@ class Ledger:
 
     def book(self) -> Book:
         """What the entries add up to now; what is recorded later does not change it."""
-        return self._book.copy()
+        return self._book
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -189,15 +190,16 @@ class Book:
         for entry in entries:
             self.take(entry)
 
-    def copy(self) -> Book:
-        """The same sum, to go on from."""
+    def and_then(self, entry: Entry) -> Book:
+        """The sum with one more entry; this one stays as it is."""
         other = Book.__new__(Book)
         other.__dict__ |= self.__dict__
         other.attempts = dict(self.attempts)
+        other.take(entry)
         return other
 
     def take(self, entry: Entry) -> None:
-        """One more entry."""
+        """One more entry, into a sum that nobody else has yet."""
         self._numbers = max(self._numbers, entry.attempt)
         if entry.kind == "opened":
             self.opened, self.opened_at = entry.data, entry.at
@@ -221,7 +223,7 @@ class Book:
     @property
     def current(self) -> Attempt | None:
         """The lease in hand: the last that may bill."""
-        return self.open_attempts[-1] if self.open_attempts else None
+        return next((a for a in reversed(self.attempts.values()) if a.may_bill), None)
 
     @property
     def last(self) -> Attempt | None:
@@ -258,9 +260,9 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
             uploaded_bytes=attempt.uploaded_bytes + int(data.get("uploaded", 0)),
             downloaded_bytes=attempt.downloaded_bytes + int(data.get("downloaded", 0)),
         )
-    if entry.kind not in SIGNALS or not heard(attempt.phase, Signal(entry.kind)):
+    signal = SIGNALS.get(entry.kind)
+    if signal is None or not heard(attempt.phase, signal):
         return attempt
-    signal = Signal(entry.kind)
     changes: dict[str, Any] = {"phase": advance(attempt.phase, signal)}
     if signal is Signal.LAUNCHED and data["instance_id"] not in attempt.instance_ids:
         changes["instance_ids"] = (*attempt.instance_ids, str(data["instance_id"]))

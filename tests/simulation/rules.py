@@ -43,7 +43,7 @@ RULES: dict[str, Rule] = {
         (
             (
                 '        crashpoint(f"{kind}-unwritten")\n',
-                "        if kind == Signal.INTENT:\n            self._late = entry\n            self._book.take(entry)\n            self.entries.append(entry)\n            return entry\n",
+                "        if kind == Signal.INTENT:\n            self._late = entry\n            self._book = self._book.and_then(entry)\n            self.entries.append(entry)\n            return entry\n",
             ),
             (
                 "            file.write(to_line(entry))\n",
