@@ -204,13 +204,19 @@ class Provider(Protocol):
         """
 
     def instances(self) -> Sequence[Instance]:
-        """Every instance of this account that may bill, all pages; raises rather than answer in part."""
+        """Every instance of this account that may bill, all pages; raises rather than answer in part.
+
+        A listing proves the key: whoever is not known to the cloud gets `AuthError`, never an empty list.
+        """
 
     def terminate(self, instance_id: str) -> None:
         """Stop paying. May be called again and again; silent when the instance is already gone."""
 
     def account(self) -> Account:
-        """A real call with the key: proves that it works. Raises `AuthError` when it does not."""
+        """A real call with the key: proves that it works. Raises `AuthError` when it does not.
+
+        A key that may not ask whose it is works all the same if it can list: to see that a machine is gone needs no more.
+        """
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         """What the cloud says it charged for the instance so far; None when it has no record (yet)."""

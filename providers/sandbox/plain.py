@@ -69,7 +69,8 @@ def _page(request: Request, key: str, rows: Sequence[dict[str, object]]) -> Repl
 
 def _show_account(market: Market, request: Request) -> Reply:
     account = _account(market, request)
-    return Reply.json({"name": account.name, "balance_usd": str(round(market.balance_usd(account), 6))})
+    document = {"name": account.name, "balance_usd": str(round(market.balance_usd(account), 6)), "auto_pay": False}
+    return Reply.json(document)
 
 
 def _offers(market: Market, request: Request) -> Reply:

@@ -114,6 +114,7 @@ class _Instances(_Page):
 class _Account(_Model):
     name: str
     balance_usd: Decimal
+    auto_pay: bool | None = None
 
 
 class _Charges(_Model):
@@ -211,7 +212,7 @@ class Sandbox:
 
     def account(self) -> Account:
         account = _read(_Account, self._http().call("GET", "/v1/account").data)
-        return Account(name=account.name, balance_usd=account.balance_usd)
+        return Account(name=account.name, id=account.name, balance_usd=account.balance_usd, auto_pay=account.auto_pay, lacks=())
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         answer = self._http().call("GET", f"/v1/instances/{instance_id}/charges", expect=frozenset({200, 404}))

@@ -17,6 +17,7 @@ def user(market: Market, request: Request) -> Reply:
     credit = float(round(market.balance_usd(account), 6))
     document = {"id": 4, "email": f"{account.name}@example.com", "username": account.name, "credit": credit, "balance": 0.0}
     rest = {"balance_threshold": 0.0, "ssh_key": None, "sid": "1", "host_agreement_accepted": False, "api_key": "hidden"}
+    rest |= {"autobill_threshold": None, "autobill_amount": None}  # nothing is charged to a card here
     return Reply.json(document | rest)
 
 
