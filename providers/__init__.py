@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import cast
+from typing import Any, cast
 
 from .base import Provider
+from .keys import ApiKey
 
 PROVIDERS = {
     "local": "providers.sandbox.local:Local",
@@ -17,9 +19,24 @@ PROVIDERS = {
 """The word in `machine.providers` -> where its class is. Add a line for a new file; a test compares the two."""
 
 
-def load(name: str) -> Provider:
-    """The provider of that name, set up from the environment. `ValueError` when there is none of that name."""
+def load(name: str, kept: Callable[[str, str], str] = lambda _name, _address: "") -> Provider:
+    """The provider of that name, set up from the environment. `ValueError` when there is none of that name.
+
+    `kept`: gives the key that is kept here for a cloud and an address; asked only where the environment has none.
+    """
+    cloud = _class_of(name)
+    if api_key_of(name) is None:
+        return cast("Provider", cloud.from_env())
+    return cast("Provider", cloud.from_env(lambda address: kept(name, address)))
+
+
+def api_key_of(name: str) -> ApiKey | None:
+    """What there is to know of the key that this cloud wants; None where there is no account."""
+    return getattr(_class_of(name), "api_key", None)
+
+
+def _class_of(name: str) -> Any:
     if name not in PROVIDERS:
         raise ValueError(f"unknown provider {name!r}; there are {', '.join(sorted(PROVIDERS))}")
     module, _, cls = PROVIDERS[name].partition(":")
-    return cast("Provider", getattr(import_module(module), cls).from_env())
+    return getattr(import_module(module), cls)

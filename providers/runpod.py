@@ -6,12 +6,11 @@ to what its own command line sends since, and to what others measured; what only
 Only on demand: RunPod's spot machines are gone. One offer is one GPU type in one cloud and, in the secure one, in one data centre: that is
 what a create can ask for and what a bad machine can be remembered by. The machine has its own key in its environment.
 
-Environment: `RUNPOD_API_KEY`, else `~/.runpod/config.toml`; `LORRY_RUNPOD_URL` and `LORRY_RUNPOD_GRAPHQL_URL` for another server.
+Environment: `RUNPOD_API_KEY`, else a key that was kept; `LORRY_RUNPOD_URL` and `LORRY_RUNPOD_GRAPHQL_URL` for another server.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import tomllib
@@ -27,11 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP, as_agreed
+from .keys import ApiKey, Kept, nothing_kept
 
 URL = "https://api.runpod.io/v2"
 GRAPHQL_URL = "https://api.runpod.io/graphql"
 CONSOLE_URL = "https://console.runpod.io/pods"
-KEY_HINT = "put a key of console.runpod.io/user/settings with read and write rights into RUNPOD_API_KEY"
+KEY_HINT = (
+    "make a key with read and write rights at console.runpod.io/user/settings and keep it with `lorry login runpod`,"
+    " or put it into RUNPOD_API_KEY"
+)
 
 DISK_USD_PER_GIB_HOUR = round(Decimal("0.10") / (30 * 24), 9)
 """Container disk: 0.10 USD a GB and month. Traffic is free. Their GB is taken for a GiB and their month for 30 days: the dear side."""
@@ -170,18 +173,40 @@ class _Charges(_Model):
     records: list[_Charge]
 
 
+def _client_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where RunPod's own tools keep their key."""
+    return (Path(environment.get("HOME") or Path.home()) / ".runpod" / "config.toml",)
+
+
+def key_in(text: str) -> str:
+    """The key in such a file: `[default] api_key` of the Python package, else `apikey` of runpodctl. Empty when there is none."""
+    try:
+        document = tomllib.loads(text)
+    except ValueError:
+        return ""
+    found = _dict(document.get("default")).get("api_key") or document.get("apikey") or document.get("apiKey")
+    return found.strip() if isinstance(found, str) else ""
+
+
 class RunPod:
     """RunPod with one account's key."""
 
     name = "runpod"
+    api_key = ApiKey(
+        variable="RUNPOD_API_KEY",
+        addresses={"LORRY_RUNPOD_URL": URL, "LORRY_RUNPOD_GRAPHQL_URL": GRAPHQL_URL},
+        made_at="https://console.runpod.io/user/settings",
+        client_files=_client_files,
+        in_client_file=key_in,
+    )
 
     def __init__(self, key: str, *, url: str = URL, graphql_url: str = GRAPHQL_URL) -> None:
         self._key, self._url, self._graphql_url = key, url, graphql_url
 
     @classmethod
-    def from_env(cls) -> RunPod:
-        url, graphql_url = os.environ.get("LORRY_RUNPOD_URL") or URL, os.environ.get("LORRY_RUNPOD_GRAPHQL_URL") or GRAPHQL_URL
-        return cls(os.environ.get("RUNPOD_API_KEY", "").strip() or saved_key(Path.home()), url=url, graphql_url=graphql_url)
+    def from_env(cls, kept: Kept = nothing_kept) -> RunPod:
+        key, (url, graphql_url) = cls.api_key.find(kept)
+        return cls(key, url=url, graphql_url=graphql_url)
 
     def __repr__(self) -> str:
         return f"RunPod(url={self._url!r})"
@@ -264,8 +289,9 @@ class RunPod:
         if not me:
             self.instances()
         balance = _or_none(me.get("clientBalance"), lambda value: Decimal(str(value)))
-        name = str(me.get("email") or me.get("id") or "RunPod account")
-        return Account(name=name, balance_usd=balance if balance is not None and balance.is_finite() else None)
+        name, id_ = str(me.get("email") or me.get("id") or "RunPod account"), str(me.get("id") or "")
+        lacks = ("GraphQL",) if answer.status == 403 else None
+        return Account(name=name, id=id_, balance_usd=balance if balance is not None and balance.is_finite() else None, lacks=lacks)
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         """Charged about every five minutes, by the month here: two years back. Final some time after the pod has gone."""
@@ -284,16 +310,6 @@ class RunPod:
     @cached_property
     def _graphql(self) -> CloudHTTP:
         return CloudHTTP(self._graphql_url, cloud="RunPod", key=self._key, key_hint=KEY_HINT)
-
-
-def saved_key(home: Path) -> str:
-    """The key that RunPod's own tools keep: `[default] api_key` of the Python package, else `apikey` of runpodctl. Empty when none."""
-    try:
-        document = tomllib.loads((home / ".runpod" / "config.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    found = _dict(document.get("default")).get("api_key") or document.get("apikey") or document.get("apiKey")
-    return found.strip() if isinstance(found, str) else ""
 
 
 def create_body(offer: Offer, spec: LaunchSpec) -> dict[str, Any]:

@@ -6,14 +6,13 @@ Units. Vast says GB and does not say which. We take 10^9 bytes and ask for as ma
 more disk than needed, at the price that we stated. Disk: $/GB/month -> $/GiB/h is x 1.073741824 / 720, as Vast's own example has it.
 Traffic: $/GB -> $/GiB is x 1.073741824. Network speeds are Mbit/s already. VRAM is MiB, a little below the nominal size.
 
-Environment: VAST_API_KEY, else the official client's own file; LORRY_VAST_URL for another address.
+Environment: VAST_API_KEY, else a key that was kept; LORRY_VAST_URL for another address.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
 import time
@@ -31,9 +30,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP
+from .keys import ApiKey, Kept, Right, nothing_kept
 
 URL = "https://console.vast.ai"
-KEY_HINT = "put a key of console.vast.ai/manage-keys into VAST_API_KEY"
+KEY_HINT = "make a key at console.vast.ai/manage-keys and keep it with `lorry login vast`, or put it into VAST_API_KEY"
 GB_PER_GIB = Decimal(2**30) / 10**9
 HOURS_PER_MONTH = 720
 MIN_DISK_GB = 8
@@ -164,6 +164,8 @@ class _User(_Model):
     id: int
     email: str | None = None
     credit: Annotated[Decimal, Field(allow_inf_nan=False)] | None = None
+    autobill_threshold: Loose[float] = None
+    """The balance at which a card is charged; null: never."""
 
 
 class _Item(_Model):
@@ -185,11 +187,30 @@ class _Charges(_Model):
 M = TypeVar("M", bound=_Model)
 
 
+def _client_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where Vast's own client keeps its key, newer place first."""
+    home = Path(environment.get("HOME") or Path.home())
+    return (Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "vastai" / "vast_api_key", home / ".vast_api_key")
+
+
 class Vast:
     """Vast.ai."""
 
     name = "vast"
     console_url = "https://cloud.vast.ai/instances/"
+    api_key = ApiKey(
+        variable="VAST_API_KEY",
+        addresses={"LORRY_VAST_URL": URL},
+        made_at="https://console.vast.ai/manage-keys",
+        rights=(
+            Right(name="misc", needed_for="search the market"),
+            Right(name="instance_read", needed_for="see whether a machine is gone"),
+            Right(name="instance_write", needed_for="rent a machine or end one"),
+            Right(name="user_read", needed_for="say whose account it is and what is left in it", essential=False),
+            Right(name="billing_read", needed_for="read back what a run was charged", essential=False),
+        ),
+        client_files=_client_files,
+    )
 
     def __init__(
         self,
@@ -209,8 +230,9 @@ class Vast:
         self._portless_since: dict[int, float] = {}
 
     @classmethod
-    def from_env(cls) -> Vast:
-        return cls(_key_from(os.environ), url=os.environ.get("LORRY_VAST_URL") or URL)
+    def from_env(cls, kept: Kept = nothing_kept) -> Vast:
+        key, (url,) = cls.api_key.find(kept)
+        return cls(key, url=url)
 
     def __repr__(self) -> str:
         return f"Vast(url={self._url!r})"
@@ -259,7 +281,7 @@ class Vast:
 
     def describe(self, instance_id: str) -> Instance:
         answer = self._ask("show", "GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
-        if answer.data == {"instances": None} or self._absent(answer):  # destroyed is the first, exactly; never there the second
+        if answer.data == {"instances": None} or self._absent(answer, instance_id):  # destroyed: the first, exactly; never there: the second
             return Instance(provider=self.name, id=instance_id, label="", status=InstanceStatus.GONE)
         instance = self._instance(_dict(answer.data).get("instances"))
         if instance.id != instance_id:
@@ -282,15 +304,22 @@ class Vast:
 
     def terminate(self, instance_id: str) -> None:
         answer = self._ask("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
-        if not self._absent(answer) and _dict(answer.data).get("success") is not True:
+        if not self._absent(answer, instance_id) and _dict(answer.data).get("success") is not True:
             raise _odd(answer, f"destroy instance {instance_id}")
 
     def account(self) -> Account:
-        answer = self._ask("user", "GET", "/api/v0/users/current/")
+        """Keys have rights: one without `user_read` is refused here as a wrong one is, and a listing tells the two apart."""
+        try:
+            answer = self._ask("user", "GET", "/api/v0/users/current/")
+        except AuthError:
+            self.instances()
+            return Account(name="Vast account", lacks=("user_read",))
         if answer.status != 200:
             raise _odd(answer, "who we are")
         user = _read(_User, answer.data)
-        return Account(name=user.email or str(user.id), balance_usd=user.credit)  # `balance` is another thing, and 0
+        told = "autobill_threshold" in user.model_fields_set
+        auto_pay = user.autobill_threshold is not None if told else None
+        return Account(name=user.email or str(user.id), id=str(user.id), balance_usd=user.credit, auto_pay=auto_pay)  # `balance` is 0
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         """By Vast's own charges, whose amounts are rounded to a tenth of a cent."""
@@ -329,13 +358,17 @@ class Vast:
             raise _limited(RateLimited(f"Vast: {message}"))
         return answer
 
-    def _absent(self, answer: Answer) -> bool:
-        """Whether Vast itself says that there is no such instance, to a key that is good at this moment. Any other 404 says nothing."""
+    def _absent(self, answer: Answer, instance_id: str) -> bool:
+        """Whether Vast itself says that there is no such instance, and a whole listing agrees. Any other 404 says nothing.
+
+        A session that has expired sees no instance either; a listing it does not get.
+        """
         if answer.status == 200:
             return False
         if answer.status != 404 or _said(answer.data)[0] not in ABSENT:
             raise _odd(answer, "an instance")
-        self.account()  # a session that has expired sees no instance either
+        if any(instance.id == instance_id for instance in self.instances()):
+            raise UnexpectedResponse(f"Vast does not find instance {instance_id}, yet lists it")
         return True
 
     def _search(self, wanted: Requirements, kind: str) -> Iterable[Offer]:
@@ -484,19 +517,6 @@ mkdir -p ~/.ssh && printf '\\n%s\\n' {shlex.quote(spec.ssh_public_key)} >> ~/.ss
 {{ export -p; cat ~/.bashrc 2>/dev/null; }} > ~/.bashrc.new; mv ~/.bashrc.new ~/.bashrc
 {spec.onstart}
 """
-
-
-def _key_from(environment: Mapping[str, str]) -> str:
-    """VAST_API_KEY, else where the official client keeps it; empty when there is none."""
-    if key := environment.get("VAST_API_KEY", "").strip():
-        return key
-    home = Path(environment.get("HOME") or Path.home())
-    for path in (Path(environment.get("XDG_CONFIG_HOME") or home / ".config") / "vastai" / "vast_api_key", home / ".vast_api_key"):
-        try:
-            return path.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-    return ""
 
 
 def _read(model: type[M], data: object) -> M:

@@ -19,9 +19,9 @@ from sandbox_help import poll
 
 from providers import runpod
 from providers.base import Instance, InstanceStatus, LaunchSpec, Offer, Requirements
-from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
+from providers.errors import AuthError, NoCapacity, NoKey, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 from providers.http import CloudHTTP
-from providers.runpod import START, RunPod, country, create_body, offers_from, saved_key
+from providers.runpod import START, RunPod, country, create_body, key_in, offers_from
 from providers.sandbox.faults import Fault
 from providers.sandbox.market import BootTimes
 from providers.sandbox.plain import Plain
@@ -446,12 +446,14 @@ def test_a_listing_that_says_there_is_more_and_not_where_is_an_error(cloud: RunP
 
 
 def test_the_balance_is_read_where_it_can_be_and_unknown_when_graphql_has_ended(cloud: RunPodCloud) -> None:
-    balance = cloud.provider.account().balance_usd
-    assert balance is not None
-    assert 90 < balance <= 100
+    seen = cloud.provider.account()
+    assert seen.balance_usd is not None
+    assert 90 < seen.balance_usd <= 100
+    assert (bool(seen.id), seen.auto_pay, seen.lacks) == (True, None, None), "whether a card is charged it does not say"
     for status in (410, 404, 401, 403):  # it has ended, or this key may not ask it
         cloud.script(Fault(endpoint="runpod.graphql", status=status, body='{"error": "gone"}'))
-        assert cloud.provider.account().balance_usd is None
+        seen = cloud.provider.account()
+        assert (seen.balance_usd, seen.lacks) == (None, ("GraphQL",) if status in (401, 403) else None)
     with pytest.raises(AuthError):
         cloud.runpod(key="wrong").account()
     for body in ('{"data": {"myself": null}, "errors": [{"message": "?"}]}', "[]", "{}"):
@@ -484,27 +486,36 @@ def test_what_the_cloud_bills_is_what_the_meter_counted(cloud: RunPodCloud) -> N
     assert machine.upload_usd == machine.download_usd == 0
 
 
-def test_the_key_comes_from_the_environment_else_from_runpods_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tmp_path / ".runpod" / "config.toml"
-    config.parent.mkdir()
-    for text, key in (
-        ('[default]\napi_key = "one"', "one"),
-        ("apikey = 'two'\napiurl = 'x'", "two"),
-        ("nonsense [", ""),
-        ("default = 3", ""),
-    ):
-        config.write_text(text)
-        assert saved_key(tmp_path) == key
-    assert saved_key(tmp_path / "nowhere") == ""
+def test_the_key_comes_from_the_environment_else_from_what_is_kept_for_these_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".runpod").mkdir()
+    (tmp_path / ".runpod" / "config.toml").write_text("apikey = 'theirs'")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUNPOD_API_KEY", " three\n")
     monkeypatch.setenv("LORRY_RUNPOD_URL", "http://127.0.0.1:1/v2")
-    assert (RunPod.from_env()._key, RunPod.from_env().console_url) == ("three", "http://127.0.0.1:1/v2/pods")
+    asked: list[str] = []
+    assert (RunPod.from_env(lambda at: asked.append(at) or "kept")._key, RunPod.from_env().console_url) == (
+        "three",
+        "http://127.0.0.1:1/v2/pods",
+    )
+    assert asked == [], "the environment wins, and nobody opens a keyring for nothing"
     monkeypatch.delenv("RUNPOD_API_KEY")
+    assert RunPod.from_env(lambda at: asked.append(at) or "kept")._key == "kept"
     monkeypatch.delenv("LORRY_RUNPOD_URL")
-    assert RunPod.from_env().console_url == "https://console.runpod.io/pods"
-    with pytest.raises(AuthError, match="there is no key for RunPod"):
-        RunPod.from_env().instances()
+    assert RunPod.from_env(lambda at: asked.append(at) or "kept").console_url == "https://console.runpod.io/pods"
+    assert asked == ["http://127.0.0.1:1/v2 https://api.runpod.io/graphql", "https://api.runpod.io/v2 https://api.runpod.io/graphql"]
+    with pytest.raises(NoKey, match="there is no key for RunPod"):
+        RunPod.from_env().instances()  # the key of RunPod's own tools is not taken unasked
+    assert RunPod.api_key.client_files({"HOME": str(tmp_path)}) == (tmp_path / ".runpod" / "config.toml",)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [('[default]\napi_key = "one"', "one"), ("apikey = 'two'\napiurl = 'x'", "two"), ("nonsense [", ""), ("default = 3", "")],
+)
+def test_the_key_of_runpods_own_tools_can_be_read_when_asked_for(text: str, key: str) -> None:
+    assert key_in(text) == key
 
 
 def test_a_machine_with_its_own_key_can_end_itself_and_touch_nothing_else(cloud: RunPodCloud) -> None:

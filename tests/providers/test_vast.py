@@ -19,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sandbox_help import poll
 
+from orchestrator.clock import SystemClock
+from orchestrator.lease import destroy
 from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
-from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
+from providers.errors import AuthError, NoCapacity, NoKey, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
 from providers.sandbox.market import BootTimes
@@ -122,22 +124,29 @@ class TestVast(ProviderContract):
 # Keys and addresses
 
 
-def test_the_key_comes_from_the_environment_else_from_the_official_clients_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment_else_from_what_is_kept_for_this_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("VAST_API_KEY", "LORRY_VAST_URL", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(AuthError, match="no key"):
-        Vast.from_env().account()
-    (tmp_path / ".vast_api_key").write_text("legacy\n")
-    assert Vast.from_env()._key == "legacy"
-    (tmp_path / "config" / "vastai").mkdir(parents=True)
-    (tmp_path / "config" / "vastai" / "vast_api_key").write_text("newer\n")
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    assert Vast.from_env()._key == "newer"
-    monkeypatch.setenv("VAST_API_KEY", "mine")
-    assert (Vast.from_env()._key, Vast.from_env()._url) == ("mine", URL)
+    (tmp_path / ".vast_api_key").write_text("theirs\n")
+    with pytest.raises(NoKey, match="no key"):
+        Vast.from_env().account()  # the key of Vast's own client is not taken unasked
+    asked: list[str] = []
+    assert Vast.from_env(lambda at: asked.append(at) or "kept")._key == "kept"
     monkeypatch.setenv("LORRY_VAST_URL", "http://127.0.0.1:1")
-    assert Vast.from_env()._url == "http://127.0.0.1:1"
+    assert Vast.from_env(lambda at: asked.append(at) or "kept")._url == "http://127.0.0.1:1"
+    assert asked == [URL, "http://127.0.0.1:1"]
+    monkeypatch.setenv("VAST_API_KEY", "mine\n")
+    assert Vast.from_env(lambda at: asked.append(at) or "kept")._key == "mine"
+    assert len(asked) == 2, "the environment wins, and nobody opens a keyring for nothing"
+
+
+def test_where_vasts_own_client_keeps_its_key_is_known() -> None:
+    assert Vast.api_key.client_files({"HOME": "/h"}) == (Path("/h/.config/vastai/vast_api_key"), Path("/h/.vast_api_key"))
+    assert Vast.api_key.client_files({"HOME": "/h", "XDG_CONFIG_HOME": "/x"})[0] == Path("/x/vastai/vast_api_key")
+    assert Vast.api_key.in_client_file("abc\n") == "abc"
 
 
 # Offers
@@ -651,17 +660,45 @@ def test_gone_is_only_the_exact_shape_that_vast_has_for_it(cloud: VastCloud) -> 
                 call(instance.id)
 
 
-def test_absent_counts_only_with_a_key_that_is_good_at_the_same_moment(cloud: VastCloud) -> None:
-    """A session that has expired sees no instance either."""
+def test_absent_counts_only_when_a_listing_agrees_at_the_same_moment(cloud: VastCloud) -> None:
+    """A session that has expired sees no instance either, and gets no listing."""
     instance = cloud.launch()
-    absent = answer("no_such_instance")
-    for user, kind in ((answer("auth_error", "Invalid user key"), AuthError), (answer("strange"), UnexpectedResponse)):
-        faults = [Fault(endpoint=f"vast.{name}", status=404, body=absent) for name in ("show", "destroy")]
-        cloud.script(*faults, Fault(endpoint="vast.user", status=401 if kind is AuthError else 404, body=user))
+    absent = [Fault(endpoint=f"vast.{name}", status=404, body=answer("no_such_instance")) for name in ("show", "destroy")]
+    expired = answer("", "Session expired. Please log in again.")
+    for status, body, kind in (
+        (401, answer("auth_error"), AuthError),
+        (404, expired, UnexpectedResponse),
+        (None, None, UnexpectedResponse),
+    ):
+        cloud.script(*absent, *([Fault(endpoint="vast.list", status=status, body=body)] if status else []))
         for call in (cloud.provider.describe, cloud.provider.terminate):
             with pytest.raises(kind):
                 call(instance.id)
     assert cloud.live() == [instance.id]
+
+
+def test_a_key_that_may_not_ask_whose_it_is_can_still_end_a_machine_and_see_that_it_is_gone(cloud: VastCloud) -> None:
+    """The right is `user_read`. A key that is wrong for everything is an error as ever."""
+    instance, forbidden = cloud.launch(), answer("auth_error", "This action is not permitted for this key.")
+    cloud.script(Fault(endpoint="vast.user", status=403, body=forbidden))
+    assert cloud.provider.account().lacks == ("user_read",)
+    evidence = destroy(cloud.provider, [instance.id], instance.label, SystemClock())
+    assert "gone" in evidence
+    assert cloud.live() == []
+    cloud.script(
+        Fault(endpoint="vast.user", status=403, body=forbidden), Fault(endpoint="vast.list", status=401, body=answer("auth_error"))
+    )
+    with pytest.raises(AuthError):
+        cloud.provider.account()
+
+
+@pytest.mark.parametrize(("told", "auto_pay"), [({}, None), ({"autobill_threshold": None}, False), ({"autobill_threshold": 5.0}, True)])
+def test_the_account_says_whose_it_is_what_is_left_and_whether_a_card_is_charged(
+    cloud: VastCloud, told: dict[str, Any], auto_pay: bool | None
+) -> None:
+    cloud.script(Fault(endpoint="vast.user", body=json.dumps({"id": 7, "email": "me@example.com", "credit": 12.5, "balance": 0} | told)))
+    seen = cloud.provider.account()
+    assert (seen.name, seen.id, seen.balance_usd, seen.auto_pay, seen.lacks) == ("me@example.com", "7", Decimal("12.5"), auto_pay, None)
 
 
 def test_a_destroy_that_says_yes_and_does_nothing_is_seen(cloud: VastCloud) -> None:
