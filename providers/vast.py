@@ -281,7 +281,7 @@ class Vast:
 
     def describe(self, instance_id: str) -> Instance:
         answer = self._ask("show", "GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
-        if answer.data == {"instances": None} or self._absent(answer, instance_id):  # destroyed: the first, exactly; never there: the second
+        if answer.data == {"instances": None} or self._absent(answer, instance_id):  # destroyed: exactly the first; never there: the other
             return Instance(provider=self.name, id=instance_id, label="", status=InstanceStatus.GONE)
         instance = self._instance(_dict(answer.data).get("instances"))
         if instance.id != instance_id:
