@@ -10,6 +10,11 @@
     runs/<run>/jobs/<name>/        results: adapters, checkpoints/, samples/
     runs/<run>/receipt.json, report.html
     runs/<run>/stop                its existence asks the client that drives the run to stop it
+    runs/<run>/lock                held by the process that drives the run; keeper.lock: by the one that looks after it
+    runs/<run>/lorry.log           what lorry said in the background
+    settled.json                   runs whose books were seen to hold no open lease; may be deleted at any time
+
+    keys.json                      which keys `lorry login` has kept, and where; the keys themselves only where there is no keyring
 
 `LORRY_HOME` moves it all.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,28 +100,38 @@ class RunFolder:
     @contextmanager
     def driving(self) -> Iterator[None]:
         """Hold the run's lock: one process at a time acts on a run. Raises `Busy`."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / "lock", timeout=1)  # a process that only looks holds it for a moment
-        try:
-            lock.acquire()
-        except Timeout:
-            raise Busy(
-                f"run {self.id} is being driven by another lorry on this computer", hint=f"watch it: lorry attach {self.id}"
-            ) from None
-        try:
+        with self._holding("lock", f"run {self.id} is being driven by another lorry on this computer"):
             yield
-        finally:
-            lock.release()
 
     @property
     def is_driven(self) -> bool:
         """Whether a living process drives the run now."""
+        return _is_held(self.path / "lock")
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Hold the lock of the run's keeper: one a run. Raises `Busy`."""
+        with self._holding("keeper.lock", f"run {self.id} has a keeper already"):
+            yield
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a living keeper would take the run up, should the process that drives it die."""
+        return _is_held(self.path / "keeper.lock")
+
+    @contextmanager
+    def _holding(self, name: str, taken: str) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / name, timeout=1)  # a process that only looks holds it for a moment
         try:
-            with self.driving():
-                return False
-        except Busy:
-            return True
+            lock.acquire()
+        except Timeout:
+            raise Busy(taken, hint=f"watch it: lorry attach {self.id}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 class Home:
@@ -189,11 +205,33 @@ def _begun(run: Path) -> tuple[float, str]:
     return (first[0].at.timestamp() if first else ledger.stat().st_ctime, run.name)
 
 
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write beside, fsync, rename: readers see the old file or the new one, never a part."""
+def _is_held(lock: Path) -> bool:
+    """Whether a living process holds this lock. Two that only look do not take each other for holders."""
+    if sys.platform == "win32":  # knows no shared locks: a look is a short hold
+        from filelock import FileLock, Timeout
+
+        try:
+            with FileLock(lock, timeout=1):
+                return False
+        except Timeout:
+            return True
+    import fcntl
+
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def write_atomically(target: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write beside, fsync, rename: readers see the old file or the new one, never a part. `mode`: the rights, less the umask's."""
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        with beside.open("wb") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from providers.base import Provider
 
 from .clock import SystemClock
 from .errors import UsageError
+from .home import Home
 from .interrupts import Interrupts
 from .trip import Tools
 from .view import make_view
@@ -31,9 +32,11 @@ def _provider(clock: SystemClock) -> Callable[[str], Provider]:
         import providers
         from providers.wrappers import Retrying
 
+        from .credentials import KeyStore
+
         if name not in providers.PROVIDERS:
             raise UsageError(f"provider {name} is not built yet", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
-        return Retrying(providers.load(name), sleep=clock.sleep)
+        return Retrying(providers.load(name, KeyStore(Home.from_env().path).get), sleep=clock.sleep)
 
     return named
 

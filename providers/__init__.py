@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, cast
@@ -24,10 +25,15 @@ def load(name: str, kept: Callable[[str, str], str] = lambda _name, _address: ""
 
     `kept`: gives the key that is kept here for a cloud and an address; asked only where the environment has none.
     """
-    cloud = _class_of(name)
-    if api_key_of(name) is None:
-        return cast("Provider", cloud.from_env())
-    return cast("Provider", cloud.from_env(lambda address: kept(name, address)))
+    api_key = api_key_of(name)
+    if api_key is None:
+        return cast("Provider", _class_of(name).from_env())
+    return with_key(name, api_key.given(os.environ) or kept(name, api_key.address(os.environ)))
+
+
+def with_key(name: str, key: str) -> Provider:
+    """The provider of that name with this key, whatever the environment has."""
+    return cast("Provider", _class_of(name).from_env(key))
 
 
 def api_key_of(name: str) -> ApiKey | None:

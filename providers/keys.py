@@ -1,6 +1,6 @@
 """What there is to know of a cloud's API key: its variable, the address that it is for, where it is made, what it must allow.
 
-The key itself is in none of this. A cloud that wants one has an `api_key: ApiKey` and takes `kept` in `from_env`.
+The key itself is in none of this. A cloud that wants one has an `api_key: ApiKey` and takes the `key` to use in `from_env`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-Kept = Callable[[str], str]
-"""Gives the key that is kept on this computer for an address (or several, with spaces between); empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,16 +42,14 @@ class ApiKey:
         """The addresses that calls go to, in the order of `addresses`."""
         return tuple(environment.get(variable) or usual for variable, usual in self.addresses.items())
 
+    def address(self, environment: Mapping[str, str]) -> str:
+        """All of them in one text: what a kept key is kept for."""
+        return " ".join(self.where(environment))
+
     def given(self, environment: Mapping[str, str]) -> str:
         """The key of the environment; empty when there is none."""
         return environment.get(self.variable, "").strip()
 
-    def find(self, kept: Kept) -> tuple[str, tuple[str, ...]]:
-        """Key and addresses for this process. What is kept is looked at only where the environment has no key."""
-        where = self.where(os.environ)
-        return self.given(os.environ) or kept(" ".join(where)), where
-
-
-def nothing_kept(_: str) -> str:
-    """For callers that know of the environment only."""
-    return ""
+    def find(self, key: str) -> tuple[str, tuple[str, ...]]:
+        """The key to use, this one or the environment's, and the addresses for this process."""
+        return key or self.given(os.environ), self.where(os.environ)

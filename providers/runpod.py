@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP, as_agreed
-from .keys import ApiKey, Kept, nothing_kept
+from .keys import ApiKey
 
 URL = "https://api.runpod.io/v2"
 GRAPHQL_URL = "https://api.runpod.io/graphql"
@@ -204,8 +204,8 @@ class RunPod:
         self._key, self._url, self._graphql_url = key, url, graphql_url
 
     @classmethod
-    def from_env(cls, kept: Kept = nothing_kept) -> RunPod:
-        key, (url, graphql_url) = cls.api_key.find(kept)
+    def from_env(cls, key: str = "") -> RunPod:
+        key, (url, graphql_url) = cls.api_key.find(key)
         return cls(key, url=url, graphql_url=graphql_url)
 
     def __repr__(self) -> str:

@@ -30,7 +30,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
 from .http import Answer, CloudHTTP
-from .keys import ApiKey, Kept, Right, nothing_kept
+from .keys import ApiKey, Right
 
 URL = "https://console.vast.ai"
 KEY_HINT = "make a key at console.vast.ai/manage-keys and keep it with `lorry login vast`, or put it into VAST_API_KEY"
@@ -230,8 +230,8 @@ class Vast:
         self._portless_since: dict[int, float] = {}
 
     @classmethod
-    def from_env(cls, kept: Kept = nothing_kept) -> Vast:
-        key, (url,) = cls.api_key.find(kept)
+    def from_env(cls, key: str = "") -> Vast:
+        key, (url,) = cls.api_key.find(key)
         return cls(key, url=url)
 
     def __repr__(self) -> str:

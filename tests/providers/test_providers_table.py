@@ -45,6 +45,33 @@ def test_a_provider_of_the_table_has_its_name_and_can_be_made_from_the_environme
     assert list(tmp_path.iterdir()) == [], "making one starts nothing"
 
 
+@pytest.mark.parametrize("name", [name for name in providers.PROVIDERS if providers.api_key_of(name) is not None])
+def test_what_is_kept_is_asked_for_by_name_and_address_and_only_where_the_environment_has_no_key(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody opens a keyring for nothing, and a key that was kept for one address is offered to no other."""
+    api_key = providers.api_key_of(name)
+    assert api_key is not None
+    asked: list[tuple[str, str]] = []
+
+    def kept(*of: str) -> str:
+        asked.append((of[0], of[1]))
+        return "a-kept-key"
+
+    monkeypatch.delenv(api_key.variable, raising=False)
+    for variable in api_key.addresses:
+        monkeypatch.delenv(variable, raising=False)
+    providers.load(name, kept)
+    first = next(iter(api_key.addresses))
+    monkeypatch.setenv(first, "http://127.0.0.1:1")
+    providers.load(name, kept)
+    usual = list(api_key.addresses.values())
+    assert asked == [(name, " ".join(usual)), (name, " ".join(["http://127.0.0.1:1", *usual[1:]]))]
+    monkeypatch.setenv(api_key.variable, "from-the-environment")
+    providers.load(name, kept)
+    assert len(asked) == 2
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown provider 'vats'; there are .*sandbox"):
         providers.load("vats")

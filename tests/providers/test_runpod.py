@@ -486,27 +486,19 @@ def test_what_the_cloud_bills_is_what_the_meter_counted(cloud: RunPodCloud) -> N
     assert machine.upload_usd == machine.download_usd == 0
 
 
-def test_the_key_comes_from_the_environment_else_from_what_is_kept_for_these_addresses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_comes_from_the_environment_and_not_from_other_programs_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".runpod").mkdir()
     (tmp_path / ".runpod" / "config.toml").write_text("apikey = 'theirs'")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RUNPOD_API_KEY", " three\n")
     monkeypatch.setenv("LORRY_RUNPOD_URL", "http://127.0.0.1:1/v2")
-    asked: list[str] = []
-    assert (RunPod.from_env(lambda at: asked.append(at) or "kept")._key, RunPod.from_env().console_url) == (
-        "three",
-        "http://127.0.0.1:1/v2/pods",
-    )
-    assert asked == [], "the environment wins, and nobody opens a keyring for nothing"
+    assert (RunPod.from_env()._key, RunPod.from_env().console_url) == ("three", "http://127.0.0.1:1/v2/pods")
+    assert RunPod.from_env("this one")._key == "this one"
     monkeypatch.delenv("RUNPOD_API_KEY")
-    assert RunPod.from_env(lambda at: asked.append(at) or "kept")._key == "kept"
     monkeypatch.delenv("LORRY_RUNPOD_URL")
-    assert RunPod.from_env(lambda at: asked.append(at) or "kept").console_url == "https://console.runpod.io/pods"
-    assert asked == ["http://127.0.0.1:1/v2 https://api.runpod.io/graphql", "https://api.runpod.io/v2 https://api.runpod.io/graphql"]
+    assert RunPod.from_env().console_url == "https://console.runpod.io/pods"
     with pytest.raises(NoKey, match="there is no key for RunPod"):
-        RunPod.from_env().instances()  # the key of RunPod's own tools is not taken unasked
+        RunPod.from_env().instances()
     assert RunPod.api_key.client_files({"HOME": str(tmp_path)}) == (tmp_path / ".runpod" / "config.toml",)
 
 
