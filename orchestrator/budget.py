@@ -1,7 +1,8 @@
 """Money arithmetic. PURE: time comes in as an argument, money is Decimal, USD.
 
-A machine has four meters: GPU time, disk time (from creation on), bytes up and bytes down. The cap of a
-run covers all of them for every attempt, and keeps back what saving, pulling and destroying will cost.
+A machine has four meters: GPU time, disk time (from creation on), bytes in and bytes out, whoever moved them. The cap of a run covers
+all of them for every attempt, and keeps back what saving, pulling and destroying will cost. A price may change while it is paid: each
+hour costs what it cost then.
 """
 
 from __future__ import annotations
@@ -28,17 +29,33 @@ class Usage:
     """What one machine has used."""
 
     prices: Prices
+    """The rate card that holds now."""
+    earlier: tuple[tuple[datetime, Prices], ...] = ()
+    """Rate cards that held before, oldest first, each with the moment until which it did."""
     disk_gib: int
     started_at: datetime
     ended_at: datetime | None = None
     uploaded_bytes: int = 0
+    """What came to the machine, from here or from anywhere."""
     downloaded_bytes: int = 0
 
     def usd(self, now: datetime) -> Decimal:
         """What it costs until `now`, every meter."""
-        end = self.ended_at or now
-        hours = Decimal(max(0, (end - self.started_at) // _TICK)) / _TICKS_PER_HOUR
-        return hours * self.prices.usd_per_hour(self.disk_gib) + traffic_usd(self.prices, self.uploaded_bytes, self.downloaded_bytes)
+        end, since, total = self.ended_at or now, self.started_at, _NOTHING
+        for until, prices in self.earlier:
+            total += _hours(since, min(until, end)) * prices.usd_per_hour(self.disk_gib)
+            since = max(since, until)
+        total += _hours(since, end) * self.prices.usd_per_hour(self.disk_gib)
+        return total + max(traffic_usd(p, self.uploaded_bytes, self.downloaded_bytes) for p in self._cards)
+
+    @property
+    def _cards(self) -> tuple[Prices, ...]:
+        """Which bytes moved under which is not known: the dearest counts for all."""
+        return (self.prices, *(prices for _, prices in self.earlier))
+
+
+def _hours(since: datetime, until: datetime) -> Decimal:
+    return Decimal(max(0, (until - since) // _TICK)) / _TICKS_PER_HOUR
 
 
 def traffic_usd(prices: Prices, uploaded_bytes: int, downloaded_bytes: int) -> Decimal:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from types import TracebackType
@@ -21,7 +22,7 @@ from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, 
 from .budget import Usage
 from .clock import Clock
 from .crashpoints import crashpoint
-from .errors import MachineFailed, MayStillBill
+from .errors import LorryError, MachineFailed, MayStillBill
 from .ledger import Attempt, Ledger
 from .lifecycle import Phase, Signal
 
@@ -34,12 +35,21 @@ CLEAN_LOOKS, LOOK_AGAIN_S = 2, 1.0
 """A single look may be answered by a replica that lags behind, or by one that lies."""
 CERTAIN = (NoCapacity, Refused, AuthError, RateLimited)
 """Errors of a create that rented nothing, unless they name an instance."""
+STIR = Decimal("0.001")
+"""Prices that differ by less are one price, told with other digits."""
 
 
 class NeverCreated(MachineFailed):
     """A create was announced and never sent, or never taken: certain that there is no machine."""
 
     code = "LRY-NEVER-CREATED"
+
+
+class WrongAccount(LorryError):
+    """The key that is used now belongs to another account than the machine: with it, everything looks gone."""
+
+    code = "LRY-WRONG-ACCOUNT"
+    exit_code = 11
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,6 +67,8 @@ class Lease:
     instance_ids: list[str] = field(default_factory=list)
     seen: bool = False
     """Whether this process has seen the machine alive: until then its absence may be its youth."""
+    _priced_at: datetime | None = None
+    """When this process last saw what the machine costs."""
 
     @classmethod
     def take(cls, provider: Provider, offer: Offer, spec: LaunchSpec, *, ledger: Ledger, clock: Clock) -> Lease:
@@ -87,6 +99,7 @@ class Lease:
             usd_per_hour=offer.prices.usd_per_hour(spec.disk_gib),
             prices=_as_text(offer.prices),
             disk_gib=spec.disk_gib,
+            account=_account_of(provider),
         )
         try:
             instance = provider.launch(offer, spec)
@@ -101,8 +114,13 @@ class Lease:
     def adopt(cls, provider: Provider, attempt: Attempt, *, ledger: Ledger, clock: Clock) -> Lease:
         """Take up a lease that another process of lorry began. Looks for the label when no id is known.
 
-        Raises `NeverCreated` when the machine was certainly never made.
+        Raises `NeverCreated` when the machine was certainly never made, and `WrongAccount` where this key cannot see it.
         """
+        if attempt.account and (account := _account_of(provider)) and account != attempt.account:
+            raise WrongAccount(
+                f"{attempt.label} was rented at {provider.name} by account {attempt.account}; the key in use is of account {account}",
+                hint=f"use a key of that account (lorry login {provider.name}): to any other its machines look gone while they bill",
+            )
         lease = cls(
             number=attempt.number,
             label=attempt.label,
@@ -132,6 +150,26 @@ class Lease:
         instance = self.provider.describe(self.instance_ids[0])
         self.seen = self.seen or instance.status is not InstanceStatus.GONE
         return instance
+
+    def heed(self, instance: Instance) -> Decimal | None:
+        """Meter by what the machine costs now. Returns what an hour cost before, None when that has not changed.
+
+        A rise counts from when the old price was last seen, for nobody knows when it came; a fall from now.
+        """
+        now, last = self.ledger.now(), self._priced_at
+        if instance.prices is None:
+            return None
+        self._priced_at = now
+        live, before = _live(self.prices, instance.prices), self.prices.usd_per_hour(self.disk_gib)
+        after = live.usd_per_hour(self.disk_gib)
+        if abs(after - before) <= STIR * before or (after < before and instance.status is not InstanceStatus.RUNNING):
+            return None
+        since = now if after < before else last or max(e.at for e in self.ledger.entries if e.attempt == self.number)
+        self.prices = live
+        self.ledger.record(
+            "priced", attempt=self.number, prices=_as_text(live), usd_per_hour=after, was_usd_per_hour=before, since=since.isoformat()
+        )
+        return before
 
     def release(self, why: str, outcome: Mapping[str, Any] | None = None) -> None:
         """Destroy, and see that it is gone. May be called again. Raises `MayStillBill` when it cannot be seen.
@@ -209,6 +247,13 @@ class Lease:
                 if self.instance_ids or self.clock.monotonic_s() >= begun + GRACE_S:
                     return
             self.clock.sleep(POLL_S)
+
+
+def label_trouble(found: str, label: str) -> str:
+    """What is wrong with the label that the cloud has kept; empty when it is whole. Without one only this computer finds the machine."""
+    if found == label:
+        return ""
+    return f"its label came back as {found!r}" if is_ours(found, label) else f"the cloud did not keep its label {label}, it says {found!r}"
 
 
 def is_ours(found: str, label: str) -> bool:
@@ -296,14 +341,32 @@ def _prices(written: tuple[tuple[str, str], ...]) -> Prices:
     return Prices(**{name: Decimal(value) for name, value in written})
 
 
+def _live(known: Prices, told: Prices) -> Prices:
+    """The rate card as a machine tells it; not every cloud repeats there what traffic costs."""
+    return replace(
+        told,
+        upload_usd_per_gib=max(known.upload_usd_per_gib, told.upload_usd_per_gib),
+        download_usd_per_gib=max(known.download_usd_per_gib, told.download_usd_per_gib),
+    )
+
+
+def _account_of(provider: Provider) -> str:
+    """Whose money it is; empty when the cloud does not tell, or not now."""
+    try:
+        return provider.account().id
+    except ProviderError:
+        return ""
+
+
 def usage_of(attempt: Attempt) -> Usage:
     """What the machine of an attempt has used, by our own meter: from the intent until it was seen to be gone. Never made: nothing."""
     never_was = attempt.gone_at is not None and not attempt.instance_ids
     return Usage(
         prices=prices_of(attempt),
+        earlier=tuple((until, _prices(tuple(card.items()))) for until, card in attempt.earlier),
         disk_gib=attempt.disk_gib,
         started_at=attempt.intended_at,
         ended_at=attempt.intended_at if never_was else attempt.gone_at,
-        uploaded_bytes=attempt.uploaded_bytes,
+        uploaded_bytes=attempt.uploaded_bytes + attempt.fetched_bytes,
         downloaded_bytes=attempt.downloaded_bytes,
     )

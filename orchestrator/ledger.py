@@ -151,6 +151,10 @@ class Attempt:
     prices: Mapping[str, str]
     machine_id: str
     intended_at: datetime
+    account: str = ""
+    """Whose money it is, as the cloud tells accounts apart; empty where it does not."""
+    earlier: tuple[tuple[datetime, Mapping[str, str]], ...] = ()
+    """Rate cards before `prices`, each with the moment until which it held."""
     instance_ids: tuple[str, ...] = ()
     """Every instance id that was ever seen under this label; usually one."""
     started_at: datetime | None = None
@@ -158,7 +162,11 @@ class Attempt:
     shipped: bool = False
     uploaded_bytes: int = 0
     downloaded_bytes: int = 0
+    fetched_bytes: int = 0
+    """What the machine gets from elsewhere by itself: its base, its programs. An estimate, counted once however often it is said."""
     lifetime_s: float = 0.0
+    cut: tuple[str, ...] = ()
+    """Jobs that were taken off its queue, because the cap does not last for them."""
     ended_reason: str = ""
     outcome: Mapping[str, Any] | None = None
     """Exit code, message and hint that the run ends with, decided when this machine was given up; None while the run may go on."""
@@ -248,6 +256,7 @@ def _begin(entry: Entry) -> Attempt:
         disk_gib=int(data["disk_gib"]),
         prices=dict(data["prices"]),
         machine_id=str(data.get("machine_id", "")),
+        account=str(data.get("account", "")),
         intended_at=entry.at,
     )
 
@@ -259,7 +268,14 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
             attempt,
             uploaded_bytes=attempt.uploaded_bytes + int(data.get("uploaded", 0)),
             downloaded_bytes=attempt.downloaded_bytes + int(data.get("downloaded", 0)),
+            fetched_bytes=max(attempt.fetched_bytes, int(data.get("fetched", 0))),
         )
+    if entry.kind == "priced":
+        return _repriced(attempt, entry)
+    if entry.kind == "lifetime":
+        return replace(attempt, lifetime_s=float(data["lifetime_s"]))
+    if entry.kind == "cut":
+        return replace(attempt, cut=(*attempt.cut, *(str(job) for job in data["jobs"] if job not in attempt.cut)))
     signal = SIGNALS.get(entry.kind)
     if signal is None or not heard(attempt.phase, signal):
         return attempt
@@ -279,3 +295,15 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
     if changes["phase"] is Phase.GONE:
         changes["gone_at"] = entry.at
     return replace(attempt, **changes)
+
+
+def _repriced(attempt: Attempt, entry: Entry) -> Attempt:
+    """Another rate card, from the moment that the entry names: at most its own time, and never before the card that held last."""
+    begun = attempt.earlier[-1][0] if attempt.earlier else attempt.intended_at
+    since = max(begun, min(datetime.fromisoformat(str(entry.data["since"])), entry.at))
+    return replace(
+        attempt,
+        prices=dict(entry.data["prices"]),
+        usd_per_hour=Decimal(str(entry.data["usd_per_hour"])),
+        earlier=(*attempt.earlier, (since, attempt.prices)),
+    )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from fakes import FakeClock, FakeCloud, Plot, down, offer, spec
+from fakes import PRICES, FakeClock, FakeCloud, Plot, down, offer, spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import lease as lease_module
 from orchestrator import ledger as ledger_module
 from orchestrator.errors import MayStillBill
-from orchestrator.lease import GRACE_S, PATIENCE_S, Lease, NeverCreated, destroy, usage_of
+from orchestrator.lease import GRACE_S, PATIENCE_S, Lease, NeverCreated, WrongAccount, destroy, label_trouble, usage_of
 from orchestrator.ledger import Entry, Ledger
 from orchestrator.lifecycle import Phase, Signal
+from providers.base import Account, InstanceStatus
 from providers.errors import AuthError, NoCapacity, RateLimited, Refused, Unavailable, UnexpectedResponse
 
 
@@ -115,7 +119,7 @@ def test_a_certain_refusal_ends_at_once_and_costs_nothing(tmp_path: Path, error:
     with pytest.raises(type(error)):
         ground.take()
     attempt = ground.ledger.book().attempts[1]
-    assert (attempt.phase, ground.clock.passed_s, ground.cloud.calls) == (Phase.GONE, 0.0, ["launch"])
+    assert (attempt.phase, ground.clock.passed_s, ground.cloud.calls) == (Phase.GONE, 0.0, ["account", "launch"])
     assert usage_of(attempt).usd(ground.clock.now()) == 0
 
 
@@ -355,7 +359,7 @@ def test_killed_before_and_after_every_effect_the_next_command_ends_it(tmp_path:
         assert ground.cloud.billing() == [], f"killed at effect {point}"
         assert ground.ledger.book().open_attempts == ()
         assert ground.cloud.creates <= 1
-    assert points == 20, "the number of points is known; a new effect is a new point"
+    assert points == 21, "the number of points is known; a new effect is a new point"
 
 
 def test_a_lease_that_was_never_created_is_closed_without_renting(tmp_path: Path):
@@ -389,3 +393,82 @@ def test_the_patience_is_in_the_clock_not_in_the_number_of_calls(tmp_path: Path,
     ground = Ground(tmp_path, Plot(deaf_terminates=2))
     ground.take().release("done")
     assert ground.cloud.billing() == []
+
+
+# -- what it costs now -----------------------------------------------------------------------------
+
+
+def costing(lease: Lease, times: str, status: InstanceStatus = InstanceStatus.RUNNING):
+    """The machine as the cloud tells it, with a GPU so many times dearer than its offer."""
+    prices = replace(PRICES, gpu_usd_per_hour=PRICES.gpu_usd_per_hour * Decimal(times))
+    return replace(lease.provider.describe(lease.instance_ids[0]), prices=prices, status=status)
+
+
+def test_a_rise_is_metered_from_when_the_old_price_was_last_seen_and_a_fall_from_now(tmp_path: Path):
+    ground = Ground(tmp_path)
+    lease = ground.take()
+    assert lease.heed(costing(lease, "1")) is None
+    ground.clock.passed_s = 3600.0
+    assert lease.heed(costing(lease, "1.0004")) is None, "other digits of the same price"
+    ground.clock.passed_s = 7200.0
+    before = lease.heed(costing(lease, "2"))
+    assert before == PRICES.usd_per_hour(40)
+    ground.clock.passed_s = 10800.0
+    lease.heed(costing(lease, "0.5"))
+    ground.clock.passed_s = 14400.0
+    gpu, disk = PRICES.gpu_usd_per_hour, 4 * 40 * PRICES.disk_usd_per_gib_hour
+    assert usage_of(ground.ledger.book().attempts[1]).usd(ground.clock.now()) == gpu * (1 + 2 + 2) + gpu / 2 + disk
+    book = ground.another_process().book()
+    assert usage_of(book.attempts[1]).usd(ground.clock.now()) == gpu * 5 + gpu / 2 + disk
+    assert Lease.adopt(ground.cloud, book.attempts[1], ledger=ground.ledger, clock=ground.clock).prices.gpu_usd_per_hour == gpu / 2
+
+
+def test_a_rise_that_came_while_nobody_looked_counts_from_the_last_word_in_the_book(tmp_path: Path):
+    ground = Ground(tmp_path)
+    ground.take()
+    ground.clock.passed_s = 60.0
+    ground.ledger.record("moved", attempt=1, downloaded=0)
+    ground.clock.passed_s = 7200.0
+    ground.another_process()
+    lease = Lease.adopt(ground.cloud, ground.ledger.book().attempts[1], ledger=ground.ledger, clock=ground.clock)
+    lease.heed(costing(lease, "3"))
+    assert ground.ledger.book().attempts[1].earlier[0][0] == ground.clock.now() - timedelta(seconds=7140)
+
+
+def test_a_stopped_machine_that_tells_a_lower_price_is_not_believed(tmp_path: Path):
+    ground = Ground(tmp_path)
+    lease = ground.take()
+    assert lease.heed(costing(lease, "0", InstanceStatus.STOPPED)) is None
+    assert lease.heed(replace(costing(lease, "1"), prices=None)) is None
+    assert lease.prices == PRICES
+
+
+# -- whose it is -----------------------------------------------------------------------------------
+
+
+def test_with_the_key_of_another_account_nothing_is_believed_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """To a stranger every machine is absent; the book stays open, nothing is asked for, and the words say which key is wanted."""
+    ground = Ground(tmp_path)
+    monkeypatch.setattr(ground.cloud, "account", lambda: Account(name="ann", id="acc-1"))
+    ground.take()
+    calls = len(ground.cloud.calls)
+    monkeypatch.setattr(ground.cloud, "account", lambda: Account(name="bob", id="acc-2"))
+    attempt = ground.another_process().book().attempts[1]
+    with pytest.raises(WrongAccount, match=r"account acc-1.*account acc-2") as caught:
+        Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock)
+    assert caught.value.exit_code == 11
+    assert ground.another_process().book().open_attempts
+    assert len(ground.cloud.calls) == calls
+    monkeypatch.setattr(ground.cloud, "account", lambda: Account(name="ann, by another key", id="acc-1"))
+    Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock).release("done")
+    assert ground.cloud.billing() == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [("lorry-autumn-1-a1-x00abc", ""), ("lorry-autumn-1-a1", "came back as"), ("", "did not keep"), ("lorry-a", "did not keep")],
+)
+def test_a_label_that_the_cloud_has_not_kept_is_noticed(kept: str, words: str):
+    trouble = label_trouble(kept, "lorry-autumn-1-a1-x00abc")
+    assert words in trouble
+    assert bool(trouble) == bool(words)
