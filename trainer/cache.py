@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -51,14 +51,20 @@ class Cache:
 
     def get(self, kind: str, where: str, make: Callable[[], Tensor]) -> Tensor:
         """The tensor at this address, made now if it is not there or cannot be read."""
+        return self.get_named(kind, where, lambda: {"value": make()}, ("value",))["value"]
+
+    def get_named(self, kind: str, where: str, make: Callable[[], dict[str, Tensor]], names: Collection[str] = ()) -> dict[str, Tensor]:
+        """The tensors at this address, at least these; made now if they are not there or cannot be read."""
         assert _ADDRESS.match(where)
         path = self.folder / kind / f"{where}.safetensors"
         try:
-            value: Tensor = load_tensors(path.read_bytes())["value"]
+            values: dict[str, Tensor] = load_tensors(path.read_bytes())
+            if not values or not set(names) <= values.keys():
+                raise KeyError(where)
         except (OSError, SafetensorError, KeyError):
-            value = make().detach().cpu().contiguous()
-            write_atomically(path, save_tensors({"value": value}), durable=False)
+            values = {name: value.detach().cpu().contiguous() for name, value in make().items()}
+            write_atomically(path, save_tensors(values), durable=False)
             self.made += 1
         else:
             self.found += 1
-        return value
+        return values

@@ -46,7 +46,7 @@ class Origin:
     v2: bool = False
 
 
-def to_kohya(adapter: Adapter, key_of: KeyOf, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_kohya(adapter: Adapter, dtype: torch.dtype, key_of: KeyOf) -> dict[str, Tensor]:
     """The adapter under kohya's names."""
     tensors: dict[str, Tensor] = {}
     for part in adapter.layouts:
@@ -59,14 +59,14 @@ def to_kohya(adapter: Adapter, key_of: KeyOf, dtype: torch.dtype) -> dict[str, T
     return tensors
 
 
-def to_peft(adapter: Adapter) -> dict[str, Tensor]:
+def to_peft(adapter: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """The adapter under diffusers' names, alpha folded in: `unet.<path>.lora_A.weight`."""
     tensors: dict[str, Tensor] = {}
     for part in adapter.layouts:
         for target, down, up in adapter.matrices(part):
             tail = (1, 1) if target.conv else ()
-            tensors[f"{part}.{target.name}.lora_A.weight"] = down.reshape(*down.shape, *tail).cpu().clone()
-            tensors[f"{part}.{target.name}.lora_B.weight"] = (up * adapter.scale).reshape(*up.shape, *tail).cpu().clone()
+            tensors[f"{part}.{target.name}.lora_A.weight"] = down.reshape(*down.shape, *tail).to("cpu", dtype, copy=True)
+            tensors[f"{part}.{target.name}.lora_B.weight"] = (up * adapter.scale).reshape(*up.shape, *tail).to("cpu", dtype, copy=True)
     return tensors
 
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -27,11 +26,12 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 from torch import Tensor
 
-from . import checkpoint, dataset, export, loop, optimizers, pictures, prompts, streams
+from . import checkpoint, dataset, export, families, loop, optimizers, pictures, prompts, streams
 from .adapters import Adapter
 from .base import expect_family, inspect_base
 from .buckets import Fit
 from .cache import Cache, address, file_hash
+from .contract import IDS, Condition, Drawing, Foundation, View
 from .errors import DatasetError, SpecError, StopRequested, TrainerError, TrainingError
 from .events import Emit
 from .families import plugin
@@ -72,7 +72,7 @@ class Place:
     """Whether this one job is to stop."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _model: Any = None
-    _model_key: tuple[object, ...] = ()
+    _foundation: Foundation | None = None
 
     def __post_init__(self) -> None:
         """Two runs with one seed on one machine are equal: no kernel that adds up in changing order."""
@@ -86,17 +86,13 @@ class Place:
     def cache(self) -> Cache:
         return Cache(self.root / "cache")
 
-    def model(self, job: JobSpec, dtype: torch.dtype) -> tuple[ModuleType, Any]:
-        """The family's plug-in and the loaded base; jobs on the same base get the same."""
-        family = plugin(job.family)
-        base = inspect_base(job.base, self.root)
-        expect_family(base, job.family)
-        key = (job.family, base.location, job.base_revision, dtype)
-        if key != self._model_key:
-            self._model, self._model_key = None, ()  # the old one goes before the new one comes
-            self._model = family.load(base, job.base_revision, self.device, dtype)
-            self._model_key = key
-        return family, self._model
+    def model(self, foundation: Foundation) -> Any:
+        """The loaded base; jobs on the same foundation get the same."""
+        if foundation != self._foundation:
+            self._model, self._foundation = None, None  # the old one goes before the new one comes
+            self._model = families.load(foundation, self.device)
+            self._foundation = foundation
+        return self._model
 
     def pause(self, job: JobSpec) -> None:
         """A point at which a stop is honoured."""
@@ -110,12 +106,11 @@ class Run:
 
     job: JobSpec
     place: Place
-    family: ModuleType
     model: Any
     lane: loop.Lane
     facts: export.Facts
     prompts: tuple[prompts.Prompt, ...]
-    embedding: Callable[[str], Tensor]
+    embedding: Callable[[str], Condition]
     digest: str
     held: loop.Data
     """Pictures that are measured by; none: nothing is measured."""
@@ -195,17 +190,17 @@ def prepare(job: JobSpec, place: Place) -> Run:
         warn(job, place, warning)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="loading", detail=job.base))
     place.pause(job)
-    family, model = place.model(job, dtype)
+    model = place.model(foundation_of(job, place, dtype))
     plan = dataset.plan(job, samples)
     fits = dataset.fits(job, trained)
     targets = model.targets(list(rates))
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(samples)} pictures"))
     hashes = [file_hash(sample.image) for sample in samples]
     hash_of = {id(sample): content for sample, content in zip(samples, hashes, strict=True)}
-    data = _cached(job, place, family, model, _Pictures(trained, fits, [hash_of[id(s)] for s in trained]))
-    measure = _cached(job, place, family, model, _Pictures(held, dataset.fits(job, held), [hash_of[id(s)] for s in held]))
+    data = _cached(job, place, model, _Pictures(trained, fits, [hash_of[id(s)] for s in trained]))
+    measure = _cached(job, place, model, _Pictures(held, dataset.fits(job, held), [hash_of[id(s)] for s in held]))
     embedding = _prompt_embeddings(job, place, model, wanted)
-    model.release_encoders(keep_text="text_encoder" in rates or job.shuffle_caption)
+    model.release_encoders(keep=_needed_encoders(job, model))
     adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
     optimizer, warning = optimizers.create(job, adapter.flat)
     if warning:
@@ -220,19 +215,47 @@ def prepare(job: JobSpec, place: Place) -> Run:
         base_name=model.name,
         version=VERSION,
     )
-    return Run(job, place, family, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes), measure)
+    return Run(job, place, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes), measure)
+
+
+def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
+    """The base as this job wants it."""
+    plugin(job.family)
+    base = inspect_base(job.base, place.root)
+    expect_family(base, job.family)
+    return Foundation(
+        family=job.family,
+        base=base,
+        dtype=dtype,
+        revision=job.base_revision,
+        prediction=job.prediction,
+        zero_terminal_snr=job.zero_terminal_snr,
+    )
 
 
 def rates_of(job: JobSpec) -> dict[str, float]:
     """The parts that are trained, with their learning rates."""
-    unet = job.learning_rate if job.unet_lr is None else job.unet_lr
-    rates = {"unet": unet, "text_encoder": job.text_encoder_lr or 0.0}
+    denoiser, *encoders = plugin(job.family).parts
+    second = job.text_encoder_lr if job.text_encoder_2_lr is None else job.text_encoder_2_lr
+    rates = {denoiser: job.learning_rate if job.unet_lr is None else job.unet_lr}
+    rates |= dict(zip(encoders, (job.text_encoder_lr or 0.0, second or 0.0), strict=False))
     trained = {part: rate for part, rate in rates.items() if rate > 0}
     if not trained:
         raise SpecError(
             "LRY-JOB-NOTHING", "every learning rate is 0: nothing would be trained.", "Set learning_rate, unet_lr or text_encoder_lr."
         )
     return trained
+
+
+def trains_text(rates: Mapping[str, float], job: JobSpec) -> bool:
+    """Whether a text encoder is among the parts that are trained."""
+    return any(part in plugin(job.family).encoders for part in rates)
+
+
+def _needed_encoders(job: JobSpec, model: Any) -> list[str]:
+    """Text encoders that stay on the device: those that train; all of them, where captions change all the time."""
+    rates = rates_of(job)
+    return [part for part in model.family.encoders if part in rates or job.shuffle_caption]
 
 
 def _read_dataset(job: JobSpec, place: Place) -> tuple[dataset.Sample, ...]:
@@ -264,7 +287,7 @@ class _Pictures:
     hashes: Sequence[str]
 
 
-def _cached(job: JobSpec, place: Place, family: ModuleType, model: Any, shown: _Pictures) -> loop.Data:
+def _cached(job: JobSpec, place: Place, model: Any, shown: _Pictures) -> loop.Data:
     cache = place.cache
     latents: dict[tuple[int, bool], Tensor] = {}
     for index, (sample, fit, content) in enumerate(zip(shown.samples, shown.fits, shown.hashes, strict=True)):
@@ -278,8 +301,9 @@ def _cached(job: JobSpec, place: Place, family: ModuleType, model: Any, shown: _
         buckets=[fit.bucket for fit in shown.fits],
         repeats=[sample.repeats for sample in shown.samples],
         latents=lambda index, mirrored: latents[index, mirrored],
-        condition=_conditions(job, place, family, model, captions),
+        condition=_conditions(job, place, model, captions),
         captions=captions,
+        describe=lambda index, mirrored: model.family.describe(View(shown.samples[index].size, shown.fits[index], mirrored)),
     )
 
 
@@ -289,19 +313,22 @@ def _latent(model: Any, path: Path, fit: Fit, *, mirrored: bool) -> Tensor:
     return latent
 
 
-def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, captions: Sequence[str]) -> Callable[[str], Tensor]:
-    """Captions -> what the model is told: embeddings made once; or token ids, where the text encoder is trained too."""
+def _conditions(job: JobSpec, place: Place, model: Any, captions: Sequence[str]) -> Callable[[str], Condition]:
+    """Captions -> what the model is told: embeddings made once; token ids for the text encoders that are trained."""
     counts = {caption: model.token_count(caption) for caption in set(captions)}
-    if long := {c: n for c, n in counts.items() if n > family.MAX_TOKENS * pieces_of(job)}:
+    room = model.family.capacity(job)
+    if long := {c: n for c, n in counts.items() if n > room}:
         worst = max(long, key=lambda c: long[c])
-        cut = f"{len(long)} captions are longer than {family.MAX_TOKENS * pieces_of(job)} tokens and are cut"
+        cut = f"{len(long)} captions are longer than {room} tokens and are cut"
         warn(job, place, f"{cut}; the longest has {long[worst]}: {worst[:80]!r}...")
-    known: dict[str, Tensor] = {}
-    trained = (job.text_encoder_lr or 0) > 0
+    known: dict[str, Condition] = {}
+    trained = [part for part in rates_of(job) if part in model.family.encoders]
+    fixed = [part for part in model.family.encoders if part not in trained]
 
-    def condition(caption: str) -> Tensor:
+    def condition(caption: str) -> Condition:
         if caption not in known:
-            known[caption] = model.tokens(caption, pieces_of(job)) if trained else _embedded(job, place, model, caption)
+            ids = model.tokens(caption, job) if trained else {}
+            known[caption] = {IDS + part: ids[part] for part in trained} | _embedded(job, place, model, caption, fixed)
         return known[caption]
 
     if not job.shuffle_caption:  # shuffled captions are too many to make ahead
@@ -311,23 +338,20 @@ def _conditions(job: JobSpec, place: Place, family: ModuleType, model: Any, capt
     return condition
 
 
-def _embedded(job: JobSpec, place: Place, model: Any, text: str) -> Tensor:
-    pieces = pieces_of(job)
-    where = address("text", model.tokens(text, pieces).tolist(), model.text_address())
-    return place.cache.get("text", where, lambda: model.encode_text(text, pieces))
+def _embedded(job: JobSpec, place: Place, model: Any, text: str, encoders: Sequence[str]) -> Condition:
+    if not encoders:
+        return {}
+    ids = {part: read.tolist() for part, read in model.tokens(text, job).items() if part in encoders}
+    where = address("text", sorted(ids.items()), model.text_address(encoders))
+    return place.cache.get_named("text", where, lambda: model.encode_text(text, job, encoders))
 
 
-def pieces_of(job: JobSpec) -> int:
-    """How many stretches of 75 tokens a caption is read in."""
-    return job.max_token_length // 75
-
-
-def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[prompts.Prompt]) -> Callable[[str], Tensor]:
-    """Prompts are embedded before the text encoder leaves; one that is trained embeds at the time of drawing."""
-    if (job.text_encoder_lr or 0) > 0:
-        return lambda text: model.encode_text(text, pieces_of(job))
-    made = {text: _embedded(job, place, model, text) for prompt in wanted for text in (prompt.text, prompt.negative)}
-    return lambda text: made[text]
+def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[prompts.Prompt]) -> Callable[[str], Condition]:
+    """Prompts are embedded before the text encoders leave; with those that are trained, at the time of drawing."""
+    trained = [part for part in rates_of(job) if part in model.family.encoders]
+    fixed = [part for part in model.family.encoders if part not in trained]
+    made = {text: _embedded(job, place, model, text, fixed) for prompt in wanted for text in (prompt.text, prompt.negative)}
+    return lambda text: {**made[text], **(model.encode_text(text, job, trained) if trained else {})}
 
 
 def _digest(job: JobSpec, model: Any, samples: Sequence[dataset.Sample], hashes: Sequence[str]) -> str:
@@ -462,7 +486,8 @@ def commit_adapter(run: Run, *, final: bool) -> Written:
     step = run.lane.step
     name = run.job.name if final else f"{run.job.name}-step{step:06d}"
     with run.lane.adapter.averaged():
-        tensors = export.to_kohya(run.lane.adapter, run.family.key_of, export.DTYPES[run.job.save_precision])
+        write = next(iter(run.model.family.formats.values()))
+        tensors = write(run.lane.adapter, export.DTYPES[run.job.save_precision])
     facts = export.metadata(run.job, run.facts, run.model.origin(), step=step, final_name=name)
     if run.measured is not None and run.best is not None and run.measured[0] == step:
         facts |= {"lorry_heldout_loss": f"{run.measured[1]:.6f}", "lorry_heldout_best_step": str(run.best[0])}
@@ -484,7 +509,7 @@ def _draw(run: Run, *, again: bool) -> None:
         with run.lane.adapter.averaged():
             written = write_atomically(path, _drawn(run, prompt, number))
         _say_committed(run, written, "sample", run.lane.step)
-    run.model.release_encoders(keep_text="text_encoder" in run.lane.rates or run.job.shuffle_caption)
+    run.model.release_encoders(keep=_needed_encoders(run.job, run.model))
     say_phase(run, "training")
 
 
@@ -495,7 +520,8 @@ def _drawn(run: Run, prompt: prompts.Prompt, number: int) -> bytes:
     seed = streams.key(job.seed, "sample", number) % 2**32 if prompt.seed is None else prompt.seed
     with model.bank.use([run.lane.adapter], model.dtype):
         embedding, negative = run.embedding(prompt.text), run.embedding(prompt.negative)
-    picture = model.draw(embedding, negative, size=size, seed=seed, guidance=prompt.guidance, steps=prompt.steps, adapter=run.lane.adapter)
+    drawing = Drawing(size=size, seed=seed, guidance=prompt.guidance, steps=prompt.steps)
+    picture = model.draw(embedding, negative, drawing, run.lane.adapter)
     about = PngInfo()
     settings = f"Steps: {prompt.steps}, Sampler: DDIM, CFG scale: {prompt.guidance:g}, Seed: {seed}, Size: {size[0]}x{size[1]}"
     negative_line = f"\nNegative prompt: {prompt.negative}" if prompt.negative else ""

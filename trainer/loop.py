@@ -13,46 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import objective, schedules, streams
-from .adapters import Adapter, Bank
+from .adapters import Adapter
 from .buckets import Plan, Size, epoch_batches
+from .contract import Condition, Denoiser
 from .errors import TrainingError
 from .optimizers import LossScale, clip
 from .protocol import TrainingOptions
-
-
-class Denoiser(Protocol):
-    """What the loop asks of a model."""
-
-    bank: Bank
-    device: torch.device
-    dtype: torch.dtype
-
-    def draw_timestep(self, generator: torch.Generator) -> Tensor:
-        """One sample's timestep, 0-d."""
-
-    def spread_timesteps(self, count: int) -> Tensor:
-        """So many timesteps, evenly from little noise to much [count]."""
-
-    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor, disturbance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The noisy latents, and what the model should answer. A disturbance is noise that the answer need not know of."""
-
-    def distances(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions) -> Tensor:
-        """Each sample's loss before its weight [b]."""
-
-    def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
-        """Each sample's loss weight, or None for 1."""
-
-    def embed(self, condition: Tensor) -> Tensor:
-        """Text embeddings of a batch: those that were cached, or token ids run through a trained encoder."""
-
-    def predict(self, noisy: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """The model's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +34,15 @@ class Batch:
     noise: Tensor  # [b, c, h, w]
     disturbance: Tensor  # [b, c, h, w]; zeros where there is none
     timesteps: Tensor  # [b]
-    condition: Tensor  # [b, tokens, width] cached, or [b, tokens] ids
+    condition: Condition  # each [b, ...]
     share: float
     """This batch's samples over the step's: what its mean loss counts."""
 
     @property
     def shape(self) -> tuple[object, ...]:
         """Lanes whose batches agree in this can share a pass."""
-        return tuple(self.latents.shape), tuple(self.condition.shape), self.condition.dtype
+        told = tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(self.condition.items()))
+        return tuple(self.latents.shape), told
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +53,11 @@ class Data:
     repeats: Sequence[int]
     latents: Callable[[int, bool], Tensor]
     """Sample index, mirrored? -> [c, h, w]."""
-    condition: Callable[[str], Tensor]
-    """Caption -> [tokens, width] or [tokens]."""
+    condition: Callable[[str], Condition]
+    """Caption -> what the model is told by it."""
     captions: Sequence[str]
+    describe: Callable[[int, bool], Condition] = lambda _index, _mirrored: {}
+    """Sample index, mirrored? -> what the model is told of the picture itself."""
 
 
 @dataclass(slots=True)
@@ -179,7 +153,7 @@ class Lane:
             parameter.grad = None
 
     def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
-        latents, noise, disturbance, timesteps, condition = [], [], [], [], []
+        latents, noise, disturbance, timesteps, conditions = [], [], [], [], []
         for row, index in enumerate(group, first_row):
             options, at = self.options, (self.step, row)
             mirrored = options.flip and streams.key(options.seed, "flip", *at) % 2 == 1
@@ -187,10 +161,13 @@ class Lane:
             latents.append(picture)
             noise.append(draw_noise(options, picture.shape, *at))
             disturbance.append(draw_disturbance(options, picture.shape, *at))
-            timesteps.append(model.draw_timestep(streams.generator(options.seed, "timestep", *at)))
-            condition.append(self.data.condition(draw_caption(options, self.data.captions[index], *at)))
-        columns = [torch.stack(column).to(model.device) for column in (latents, noise, disturbance, timesteps, condition)]
-        return Batch(columns[0], columns[1], columns[2], columns[3], columns[4], share)
+            dice = streams.generator(options.seed, "timestep", *at)
+            timesteps.append(model.process.draw_timestep(options, tuple(picture.shape), dice))
+            caption = draw_caption(options, self.data.captions[index], *at)
+            conditions.append({**self.data.condition(caption), **self.data.describe(index, mirrored)})
+        columns = [torch.stack(column).to(model.device) for column in (latents, noise, disturbance, timesteps)]
+        told = {name: torch.stack([one[name] for one in conditions]).to(model.device) for name in conditions[0]}
+        return Batch(columns[0], columns[1], columns[2], columns[3], told, share)
 
 
 def draw_noise(options: TrainingOptions, shape: Sequence[int], step: int, row: int) -> Tensor:
@@ -269,18 +246,19 @@ Members = list[tuple[Lane, Batch]]
 def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
     """One pass for these lanes. Their losses are summed: each is a mean over its own rows, so no lane weighs on another."""
     with model.bank.use([lane.adapter for lane, _ in members], model.dtype):
-        latents, noise, disturbance, timesteps, condition = (
-            torch.cat([getattr(batch, name) for _, batch in members])
-            for name in ("latents", "noise", "disturbance", "timesteps", "condition")
+        latents, noise, disturbance, timesteps = (
+            torch.cat([getattr(batch, name) for _, batch in members]) for name in ("latents", "noise", "disturbance", "timesteps")
         )
+        first = members[0][1].condition
+        condition = {name: torch.cat([batch.condition[name] for _, batch in members]) for name in first}
         disturbed = any(lane.options.ip_noise_gamma > 0 for lane, _ in members)
-        noisy, wanted = model.corrupt(latents, noise, timesteps, disturbance if disturbed else None)  # [n*b, c, h, w]
+        noisy, wanted = model.process.corrupt(latents, noise, timesteps, disturbance if disturbed else None)  # [n*b, c, h, w]
         predicted = model.predict(noisy, timesteps, model.embed(condition))
         losses, scaled = [], []
         rows = (tensor.chunk(len(members)) for tensor in (predicted, wanted, timesteps))
         for (lane, batch), answer, goal, t in zip(members, *rows, strict=True):
-            own = model.distances(answer, goal, t, lane.options)  # [b]
-            weight = model.weigh(t, lane.options)
+            own = model.process.distances(answer, goal, t, lane.options)  # [b]
+            weight = model.process.weigh(t, lane.options)
             loss = (own if weight is None else own * weight).mean() * batch.share
             losses.append(loss.detach())
             scaled.append(loss * lane.scaler.value)
@@ -295,17 +273,17 @@ LOOKS = 4
 @torch.no_grad()
 def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> float:
     """Mean squared error on held-out pictures, noise and timesteps always the same: comparable over steps and between jobs."""
-    timesteps = model.spread_timesteps(LOOKS)
     total = 0.0
     with adapter.averaged(), model.bank.use([adapter], model.dtype):
         for index, caption in enumerate(held.captions):
             picture = held.latents(index, False)  # [c, h, w]
+            timesteps = model.process.spread_timesteps(LOOKS, tuple(picture.shape))
             noise = [torch.randn(picture.shape, generator=streams.generator(0, "heldout", index, look)) for look in range(LOOKS)]
             latents = picture.expand(LOOKS, *picture.shape).to(model.device)
-            noisy, wanted = model.corrupt(latents, torch.stack(noise).to(model.device), timesteps)
-            condition = held.condition(caption)[None].to(model.device)
-            context = model.embed(condition)
-            predicted = model.predict(noisy, timesteps, context.expand(LOOKS, *context.shape[1:]))
+            noisy, wanted = model.process.corrupt(latents, torch.stack(noise).to(model.device), timesteps)
+            told = {**held.condition(caption), **held.describe(index, False)}
+            made = model.embed({name: value[None].to(model.device) for name, value in told.items()})
+            predicted = model.predict(noisy, timesteps, {name: value.expand(LOOKS, *value.shape[1:]) for name, value in made.items()})
             total += float(objective.per_sample_loss(predicted, wanted).mean())
     return total / len(held.captions)
 

@@ -34,6 +34,13 @@ def alphas_cumprod(betas: Tensor) -> Tensor:
     return torch.cumprod(1.0 - betas, dim=0)  # [T]
 
 
+def with_zero_terminal_snr(abar: Tensor) -> Tensor:
+    """The curve stretched so that its last step holds no signal (Lin et al. 2023, arXiv 2305.08891, algorithm 1)."""
+    root = abar.sqrt()
+    first, last = root[0], root[-1]
+    return ((root - last) * first / (first - last)).square()  # [T]
+
+
 def add_noise(latents: Tensor, noise: Tensor, abar: Tensor, timesteps: Tensor) -> Tensor:
     """x_t by equation 4 of Ho et al. 2020."""
     signal, share = _at(abar, timesteps, latents)
@@ -62,8 +69,9 @@ def snr(abar: Tensor, timesteps: Tensor) -> Tensor:
 def min_snr_weight(abar: Tensor, timesteps: Tensor, gamma: float, prediction: Prediction) -> Tensor:
     """Hang et al. 2023 (arXiv 2303.09556, section 3.4): min(snr, gamma) / snr for epsilon, / (snr + 1) for v."""
     ratio = snr(abar, timesteps)
-    capped = ratio.clamp(max=gamma)
-    return capped / ratio if prediction == "epsilon" else capped / (ratio + 1.0)  # [b]
+    if prediction == "epsilon":
+        return (gamma / ratio).clamp(max=1.0)  # [b]; 1 also where there is no signal
+    return ratio.clamp(max=gamma) / (ratio + 1.0)  # [b]
 
 
 def debiased_weight(abar: Tensor, timesteps: Tensor, prediction: Prediction) -> Tensor:

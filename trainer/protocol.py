@@ -5,7 +5,7 @@ lorry but this package. Needs pydantic and the standard library only. Knows noth
 
 The session's folder on the training machine, all names relative to it:
 
-    session.json                  `Session`: the queue
+    session.json                  `Session`: the queue; replaced by the client when the lifetime changes
     status.json                   `Status`: replaced atomically, about once a second
     events.jsonl                  `Event` lines, append-only; the client reads on from an offset
     stop                          its existence asks for a checkpoint and an orderly end
@@ -74,8 +74,13 @@ class TrainingOptions(Message):
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
     learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
-    unet_lr: float | None = Field(None, ge=0, description="Learning rate of the UNet; 0 leaves it untrained.")
-    text_encoder_lr: float | None = Field(None, ge=0, description="Learning rate of the text encoder; untrained when not given or 0.")
+    unet_lr: float | None = Field(None, ge=0, description="Learning rate of the UNet or transformer; 0 leaves it untrained.")
+    text_encoder_lr: float | None = Field(None, ge=0, description="Learning rate of the text encoders; untrained when not given or 0.")
+    text_encoder_2_lr: float | None = Field(
+        None,
+        ge=0,
+        description="Learning rate of the second text encoder, where a family has one to train; `text_encoder_lr` when not given.",
+    )
     optimizer: Literal["AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "Lion8bit"] = Field(
         "AdamW8bit",
         description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third of AdamW's rate.",
@@ -93,6 +98,13 @@ class TrainingOptions(Message):
     lr_restarts: int = Field(3, ge=1, le=100, description="Cycles of `cosine_with_restarts`.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); off when not given.")
     debiased_estimation: bool = Field(False, description="Weigh the loss by 1 / sqrt(signal-to-noise), as debiased estimation does.")
+    prediction: Literal["epsilon", "v"] | None = Field(
+        None, description="What the base answers: the noise, or v. Read from the base when not given; some files do not say."
+    )
+    zero_terminal_snr: bool | None = Field(
+        None,
+        description="Whether the last timestep is noise alone. Read from the base when not given; v-prediction bases of today want it.",
+    )
     loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = Field(
         "l2", description="Distance between answer and target; `huber` minds outliers less (pseudo-Huber, as in kohya)."
     )

@@ -24,7 +24,6 @@ from typing import Any, Literal
 import torch
 
 from . import checkpoint, jobs, loop, turns
-from .base import inspect_base
 from .errors import StopRequested, TrainerError
 from .jobs import Place, Run
 from .protocol import Ended, JobSpec
@@ -79,13 +78,12 @@ def _kind(spec: JobSpec, place: Place) -> tuple[object, ...]:
     """What jobs of one group agree in; empty for a job that trains by itself."""
     try:
         rates = jobs.rates_of(spec)
-        location = inspect_base(spec.base, place.root).location
+        foundation = jobs.foundation_of(spec, place, jobs.precision(spec, place.device)[0])
     except (TrainerError, OSError):
         return ()  # it will end with this error in its own turn
-    if "text_encoder" in rates:
+    if jobs.trains_text(rates, spec):
         return ()
-    dtype, _ = jobs.precision(spec, place.device)
-    return spec.family, location, spec.base_revision, dtype, tuple(rates), spec.gradient_checkpointing
+    return foundation, tuple(rates), spec.gradient_checkpointing
 
 
 @dataclass(slots=True)

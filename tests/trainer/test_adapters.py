@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from tests import tiny
-from trainer import export
+from trainer import export, families
 from trainer.adapters import Adapter, Bank, Target, find_targets
+from trainer.contract import Foundation
 from trainer.errors import IntegrityError
-from trainer.families import sd15
+from trainer.families import clip, diffusion, sd15
+from trainer.families.model import Model
 
 CPU = torch.device("cpu")
 
@@ -126,9 +128,9 @@ def test_at_real_size_the_layers_are_kohyas_192_and_72() -> None:
     from diffusers import Transformer2DModel
 
     unet, text = real_parts()
-    kohya = find_targets("unet", unet, sd15.TARGETS["kohya"], Transformer2DModel)
-    attention = find_targets("unet", unet, sd15.TARGETS["attention"], Transformer2DModel)
-    words = find_targets("text_encoder", text, sd15.TEXT_TARGETS)
+    kohya = find_targets("unet", unet, diffusion.TARGETS["kohya"], Transformer2DModel)
+    attention = find_targets("unet", unet, diffusion.TARGETS["attention"], Transformer2DModel)
+    words = find_targets("text_encoder", text, clip.TARGETS)
     assert (len(kohya), len(attention), len(words)) == (192, 128, 72)
     shapes = {sd15.key_of(t.part, t.name): (t.fan_in, t.fan_out, t.conv) for t in [*kohya, *words]}
     assert shapes["lora_unet_down_blocks_0_attentions_0_proj_in"] == (320, 320, True)
@@ -156,54 +158,59 @@ def test_the_names_are_those_of_the_reference_listing() -> None:
     from diffusers import Transformer2DModel
 
     unet, text = real_parts()
-    found = [*find_targets("unet", unet, (), Transformer2DModel), *find_targets("text_encoder", text, sd15.TEXT_TARGETS)]
+    found = [*find_targets("unet", unet, (), Transformer2DModel), *find_targets("text_encoder", text, clip.TARGETS)]
     assert {sd15.key_of(t.part, t.name) for t in found} == kohya_names_of_sd15()
 
 
 @pytest.fixture
-def trained(world: Path) -> tuple[sd15.Model, Adapter]:
+def trained(world: Path) -> tuple[Model, Adapter]:
     """A loaded base and an adapter with weights everywhere, alpha not rank."""
     from trainer.base import inspect_base
 
-    model = sd15.load(inspect_base("base", world), None, CPU, torch.float32)
+    model = families.load(Foundation(family="sd15", base=inspect_base("base", world), dtype=torch.float32), CPU)
     targets = model.targets(["unet", "text_encoder"])
     model.prepare(targets, checkpointing=False)
     return model, random_adapter(targets, 4, 3, scale=0.375)
 
 
+def tokens(model: Model, text: str) -> torch.Tensor:
+    """Ids [77]."""
+    return clip.tokens(model.parts["tokenizer"], text, 1)[0]
+
+
 def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32, **metadata: str) -> export.Written:
-    return export.save_adapter(path, export.to_kohya(adapter, sd15.key_of, dtype), metadata)
+    return export.save_adapter(path, export.to_kohya(adapter, dtype, sd15.key_of), metadata)
 
 
 def test_the_file_loaded_by_diffusers_predicts_what_the_live_model_predicts(
-    trained: tuple[sd15.Model, Adapter], world: Path, tmp_path: Path
+    trained: tuple[Model, Adapter], world: Path, tmp_path: Path
 ) -> None:
     """UNet and text encoder, alpha different from rank."""
     from diffusers import StableDiffusionPipeline
 
     model, adapter = trained
     save(adapter, tmp_path / "a.safetensors")
-    noisy, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([3, 800]), torch.stack([model.tokens("a photo of dog"), model.tokens("")])
+    noisy, t, ids = torch.randn(2, 4, 8, 8), torch.tensor([3, 800]), torch.stack([tokens(model, "a photo of dog"), tokens(model, "")])
     with torch.no_grad(), model.bank.use([adapter], torch.float32):
-        words = model.embed(ids)
-        live = model.predict(noisy, t, words)
+        told = model.embed({"ids.text_encoder": ids[:, None]})
+        live = model.predict(noisy, t, told)
     pipeline = StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
     with torch.no_grad():
         plain = pipeline.unet(noisy, t, pipeline.text_encoder(ids)[0]).sample
         pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
         theirs = pipeline.text_encoder(ids)[0]
-        torch.testing.assert_close(theirs, words, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs, told["text"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(pipeline.unet(noisy, t, theirs).sample, live, rtol=1e-5, atol=1e-5)
     assert (live - plain).abs().max() > 1e-2, "the adapter does something"
 
 
-def test_the_peft_naming_gives_the_same_prediction(trained: tuple[sd15.Model, Adapter], world: Path) -> None:
+def test_the_peft_naming_gives_the_same_prediction(trained: tuple[Model, Adapter], world: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     model, adapter = trained
     noisy, t, words = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 32)
     with torch.no_grad(), model.bank.use([adapter], torch.float32):
-        live = model.predict(noisy, t, words)
+        live = model.predict(noisy, t, {"text": words})
     pipeline = StableDiffusionPipeline.from_pretrained(world / "base", safety_checker=None)
     pipeline.load_lora_weights(export.to_peft(adapter))
     with torch.no_grad():
@@ -211,7 +218,7 @@ def test_the_peft_naming_gives_the_same_prediction(trained: tuple[sd15.Model, Ad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_file_reads_back_as_it_was_written(trained: tuple[sd15.Model, Adapter], tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_file_reads_back_as_it_was_written(trained: tuple[Model, Adapter], tmp_path: Path, dtype: torch.dtype) -> None:
     _, adapter = trained
     save(adapter, tmp_path / "a.safetensors", dtype)
     targets = [t for lay in adapter.layouts.values() for t in lay.targets]
@@ -224,7 +231,7 @@ def test_a_file_reads_back_as_it_was_written(trained: tuple[sd15.Model, Adapter]
             assert torch.equal(up.to(dtype).float(), up2)
 
 
-def test_hashes_are_sd_scripts(trained: tuple[sd15.Model, Adapter], tmp_path: Path) -> None:
+def test_hashes_are_sd_scripts(trained: tuple[Model, Adapter], tmp_path: Path) -> None:
     """sha256 of the bytes after the header; metadata that a user may edit does not count."""
     import hashlib
 
@@ -247,9 +254,9 @@ def damaged(tensors: dict[str, torch.Tensor]) -> dict[str, Callable[[], dict[str
 
 
 @pytest.mark.parametrize("case", ["up missing", "stray", "layer missing"])
-def test_a_file_that_does_not_fit_is_refused(trained: tuple[sd15.Model, Adapter], tmp_path: Path, case: str) -> None:
+def test_a_file_that_does_not_fit_is_refused(trained: tuple[Model, Adapter], tmp_path: Path, case: str) -> None:
     _, adapter = trained
-    tensors = damaged(export.to_kohya(adapter, sd15.key_of, torch.float32))[case]()
+    tensors = damaged(export.to_kohya(adapter, torch.float32, sd15.key_of))[case]()
     export.save_adapter(tmp_path / "a.safetensors", tensors, {})
     with pytest.raises(IntegrityError) as caught:
         export.load_into(adapter, tmp_path / "a.safetensors", sd15.key_of)

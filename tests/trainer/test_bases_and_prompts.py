@@ -148,9 +148,9 @@ def sd_scripts_states(model: Any, text: str, longest: int) -> Any:
     """sd-scripts `train_util.py get_input_ids` and `get_hidden_states` for SD1 beyond 75 tokens, written after their loops."""
     import torch
 
-    ids = model.tokenizer(text, padding="max_length", truncation=True, max_length=longest + 2, return_tensors="pt").input_ids[0]
+    ids = model.parts["tokenizer"](text, padding="max_length", truncation=True, max_length=longest + 2, return_tensors="pt").input_ids[0]
     pieces = [torch.cat([ids[:1], ids[i : i + 75], ids[-1:]]) for i in range(1, longest + 2 - 77 + 2, 75)]
-    states = model.text_encoder(torch.stack(pieces))[0].reshape(1, -1, model.text_encoder.config.hidden_size)
+    states = model.parts["text_encoder"](torch.stack(pieces))[0].reshape(1, -1, model.parts["text_encoder"].config.hidden_size)
     inside = [states[:, i : i + 75] for i in range(1, longest, 77)]
     return torch.cat([states[:, :1], *inside, states[:, -1:]], dim=1)[0]
 
@@ -160,13 +160,14 @@ def sd_scripts_states(model: Any, text: str, longest: int) -> Any:
 def test_long_captions_are_read_in_pieces_as_sd_scripts_does(longest: int, words: int, world: Path) -> None:
     import torch
 
+    from trainer import families
     from trainer.base import inspect_base
-    from trainer.families import sd15
+    from trainer.contract import Foundation
+    from trainer.protocol import TrainingOptions
 
-    model = sd15.load(inspect_base("base", world), None, torch.device("cpu"), torch.float32)
+    model = families.load(Foundation(family="sd15", base=inspect_base("base", world), dtype=torch.float32), torch.device("cpu"))
     text = " ".join(("a dog", "red cat", "on the square")[i % 3] for i in range(words))
-    ours = model.encode_text(text, longest // 75)
+    ours = model.encode_text(text, TrainingOptions(max_token_length=longest))["text"]
     assert ours.shape == (longest + 2, 32)
     with torch.no_grad():
         torch.testing.assert_close(ours, sd_scripts_states(model, text, longest))
-    assert torch.equal(model.encode_text(text), model.encode_text(text, 1))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from trainer import train
 from trainer.errors import SpecError
-from trainer.families import sd15
+from trainer.families.model import Model
 from trainer.jobs import Place
 from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, EventReader, JobSpec, Phase, Started, Step, Warned, dump_event
 from trainer.together import run_job
@@ -265,14 +265,14 @@ def test_a_damaged_base_ends_the_job_in_words(case: str, root: Path, spec: Spec)
 
 
 def test_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = sd15.Model.predict
+    plain = Model.predict
     calls = []
 
-    def poisoned(self: sd15.Model, *args: torch.Tensor) -> torch.Tensor:
+    def poisoned(self: Model, *args: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return plain(self, *args) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(sd15.Model, "predict", poisoned)
+    monkeypatch.setattr(Model, "predict", poisoned)
     ended = run(root, spec(steps=6, save_every_steps=2))[-1]
     assert ended.code == "LRY-TRAIN-NAN"
     assert "step 5" in ended.message
@@ -293,7 +293,7 @@ def test_what_the_machine_lacks_is_named(raised: Exception, code: str, root: Pat
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(sd15.Model, "predict", fail)
+    monkeypatch.setattr(Model, "predict", fail)
     ended = run(root, spec())[-1]
     assert (ended.state, ended.code) == ("failed", code)
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from trainer import checkpoint, dataset, jobs, loop, optimizers, streams
+from trainer import checkpoint, dataset, families, jobs, loop, optimizers, streams
 from trainer.adapters import Adapter
-from trainer.families import sd15
+from trainer.contract import Foundation
+from trainer.families.model import Model
 from trainer.protocol import JobSpec
 
 CPU = torch.device("cpu")
@@ -23,14 +24,14 @@ Make = Callable[..., loop.Lane]
 
 
 @pytest.fixture(scope="module")
-def model(world: Path) -> sd15.Model:
+def model(world: Path) -> Model:
     from trainer.base import inspect_base
 
-    return sd15.load(inspect_base("base", world), None, CPU, torch.float32)
+    return families.load(Foundation(family="sd15", base=inspect_base("base", world), dtype=torch.float32), CPU)
 
 
 @pytest.fixture
-def lane(world: Path, model: sd15.Model, spec: Callable[..., dict[str, Any]]) -> Make:
+def lane(world: Path, model: Model, spec: Callable[..., dict[str, Any]]) -> Make:
     """Makes lanes over the small dataset, as `jobs` does."""
 
     def make(**changes: Any) -> loop.Lane:
@@ -41,7 +42,7 @@ def lane(world: Path, model: sd15.Model, spec: Callable[..., dict[str, Any]]) ->
         hashes = [jobs.file_hash(s.image) for s in samples]
         rates = jobs.rates_of(job)
         targets = model.targets(list(rates))
-        data = jobs._cached(job, place, sd15, model, jobs._Pictures(samples, fits, hashes))
+        data = jobs._cached(job, place, model, jobs._Pictures(samples, fits, hashes))
         model.prepare(targets, checkpointing=job.gradient_checkpointing)
         adapter = Adapter.create(targets, job.rank, job.scale, job.seed, CPU)
         optimizer, _ = optimizers.create(job, adapter.flat)
@@ -51,7 +52,7 @@ def lane(world: Path, model: sd15.Model, spec: Callable[..., dict[str, Any]]) ->
     return make
 
 
-def run(model: sd15.Model, lane: loop.Lane, steps: int) -> list[float]:
+def run(model: Model, lane: loop.Lane, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
         (stepped,) = loop.step(model, [lane])
@@ -64,7 +65,7 @@ def weights(lane: loop.Lane) -> dict[str, torch.Tensor]:
     return {part: flat.detach().clone() for part, flat in lane.adapter.flat.items()}
 
 
-def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -> None:
+def test_ten_steps_equal_a_loop_written_by_hand(model: Model, lane: Make) -> None:
     """Separate parameters per matrix, hooks instead of our layers, diffusers' scheduler, torch's AdamW and clipping."""
     ours = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
     reference = lane(batch_size=2, steps=10, min_snr_gamma=5.0, noise_offset=0.1, lr_scheduler="cosine", lr_warmup_steps=2)
@@ -75,8 +76,8 @@ def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -
     losses = run(model, ours, 10)
     model.prepare([], checkpointing=False)
 
-    scheduler = DDPMScheduler.from_config(model.scheduler.config)
-    modules = dict(model.unet.named_modules())
+    scheduler = DDPMScheduler.from_config(model.parts["scheduler"].config)
+    modules = dict(model.parts["unet"].named_modules())
     pairs = {t.name: (down.clone().requires_grad_(), up.clone().requires_grad_()) for t, down, up in reference.adapter.matrices("unet")}
     hooks = []
     for name, (down, up) in pairs.items():
@@ -93,7 +94,7 @@ def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     for step, (batch, loss) in enumerate(zip(batches, losses, strict=True)):
         noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-        predicted = model.unet(noisy, batch.timesteps, batch.condition).sample
+        predicted = model.parts["unet"](noisy, batch.timesteps, batch.condition["text"]).sample
         at = snr[batch.timesteps]
         theirs = (F.mse_loss(predicted, batch.noise, reduction="none").mean((1, 2, 3)) * at.clamp(max=5) / at).mean()
         assert loss == pytest.approx(theirs.item(), rel=1e-5)
@@ -110,7 +111,7 @@ def test_ten_steps_equal_a_loop_written_by_hand(model: sd15.Model, lane: Make) -
         torch.testing.assert_close(up, pairs[target.name][1].detach(), rtol=1e-4, atol=2e-6)
 
 
-def test_accumulating_batches_equals_the_larger_batch(model: sd15.Model, lane: Make) -> None:
+def test_accumulating_batches_equals_the_larger_batch(model: Model, lane: Make) -> None:
     """Same samples, same draws: four batches of one, one of three and one of one."""
     grads = []
     for batch, many, order in ((1, 4, [(0,), (2,), (4,), (0,)]), (3, 2, [(0, 2, 4), (0,)]), (4, 1, [(0, 2, 4, 0)])):
@@ -138,7 +139,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: sd15.Model, lane: Make, tmp_path: Path) -> None:
+def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: Model, lane: Make, tmp_path: Path) -> None:
     """Stopped at every step in turn, saved, thrown away, read back: same losses, same weights."""
     whole = lane(steps=8, **OPTIONS[kind])
     losses, middle = [], {}
@@ -158,7 +159,7 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(kind: str, model: sd15
         assert all(torch.equal(whole.adapter.mean[part], value) for part, value in again.adapter.mean.items())
 
 
-def test_the_running_mean_is_diffusers_and_training_does_not_see_it(model: sd15.Model, lane: Make) -> None:
+def test_the_running_mean_is_diffusers_and_training_does_not_see_it(model: Model, lane: Make) -> None:
     one, calm = lane(steps=12, ema_decay=0.5), lane(steps=12)
     shadow = None
     for _ in range(12):
@@ -173,13 +174,13 @@ def test_the_running_mean_is_diffusers_and_training_does_not_see_it(model: sd15.
     assert not torch.allclose(one.adapter.mean["unet"], weights(one)["unet"])
 
 
-def test_one_seed_gives_one_result_and_another_another(model: sd15.Model, lane: Make) -> None:
+def test_one_seed_gives_one_result_and_another_another(model: Model, lane: Make) -> None:
     first, again, other = lane(), lane(), lane(seed=8)
     assert run(model, first, 3) == run(model, again, 3) != run(model, other, 3)
     assert torch.equal(weights(first)["unet"], weights(again)["unet"])
 
 
-def test_jobs_in_one_pass_get_what_they_get_alone(model: sd15.Model, lane: Make) -> None:
+def test_jobs_in_one_pass_get_what_they_get_alone(model: Model, lane: Make) -> None:
     """Different rank, rate, schedule, loss, seed, batch count; to rounding."""
     kinds: list[dict[str, Any]] = [
         {"seed": 1, "rank": 4},
@@ -199,7 +200,7 @@ def test_jobs_in_one_pass_get_what_they_get_alone(model: sd15.Model, lane: Make)
         assert (weights(a)["unet"] - weights(b)["unet"]).norm() < 1e-4 * weights(a)["unet"].norm()
 
 
-def test_a_poisoned_job_ends_alone(model: sd15.Model, lane: Make) -> None:
+def test_a_poisoned_job_ends_alone(model: Model, lane: Make) -> None:
     """A NaN in one lane leaves the other's weights finite and its own as they were."""
     good, bad = lane(seed=1), lane(seed=2)
     run(model, good, 1)
@@ -218,16 +219,16 @@ def test_a_poisoned_job_ends_alone(model: sd15.Model, lane: Make) -> None:
     assert bad.step == 1
 
 
-def test_a_part_that_gets_no_gradient_is_an_error(model: sd15.Model, lane: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_gets_no_gradient_is_an_error(model: Model, lane: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     one = lane(text_encoder_lr=1e-3)
-    monkeypatch.setattr(sd15.Model, "embed", lambda self, ids: torch.ones(len(ids), 77, 32))
+    monkeypatch.setattr(Model, "embed", lambda self, told: {"text": torch.ones(len(told["ids.text_encoder"]), 77, 32)})
     (stepped,) = loop.step(model, [one])
     assert stepped.error is not None
     assert stepped.error.code == "LRY-TRAIN-NOGRAD"
     assert "text_encoder" in stepped.error.message
 
 
-def test_fp16_overflows_halve_the_scale_and_skip_the_update(model: sd15.Model, lane: Make) -> None:
+def test_fp16_overflows_halve_the_scale_and_skip_the_update(model: Model, lane: Make) -> None:
     one = lane()
     one.scaler = optimizers.LossScale(enabled=True, value=2.0**16)
     first = run(model, lane(), 1)
@@ -252,13 +253,13 @@ def test_the_loss_scale_grows_and_gives_up() -> None:
     assert not optimizers.LossScale(enabled=False).update(finite=False)
 
 
-def test_scaling_changes_nothing_but_rounding(model: sd15.Model, lane: Make) -> None:
+def test_scaling_changes_nothing_but_rounding(model: Model, lane: Make) -> None:
     plain, scaled = lane(), lane()
     scaled.scaler = optimizers.LossScale(enabled=True, value=1024.0)
     assert run(model, plain, 3) == pytest.approx(run(model, scaled, 3), rel=1e-6)
 
 
-def test_gradient_checkpointing_changes_no_number(model: sd15.Model, lane: Make) -> None:
+def test_gradient_checkpointing_changes_no_number(model: Model, lane: Make) -> None:
     plain = run(model, lane(text_encoder_lr=1e-3), 3)
     assert run(model, lane(text_encoder_lr=1e-3, gradient_checkpointing=True), 3) == pytest.approx(plain, rel=1e-5)
 
@@ -266,12 +267,12 @@ def test_gradient_checkpointing_changes_no_number(model: sd15.Model, lane: Make)
 def test_bf16_computes_in_bf16_and_keeps_fp32_weights(world: Path, lane: Make) -> None:
     from trainer.base import inspect_base
 
-    half = sd15.load(inspect_base("base", world), None, CPU, torch.bfloat16)
+    half = families.load(Foundation(family="sd15", base=inspect_base("base", world), dtype=torch.bfloat16), CPU)
     one = lane()
     half.prepare([t for lay in one.adapter.layouts.values() for t in lay.targets], checkpointing=False)
     losses = run(half, one, 3)
     assert one.adapter.flat["unet"].dtype == torch.float32
-    assert half.unet.conv_in.weight.dtype == torch.bfloat16
+    assert half.parts["unet"].conv_in.weight.dtype == torch.bfloat16
     assert all(math.isfinite(loss) for loss in losses)
 
 
@@ -296,25 +297,25 @@ def test_lion_is_its_papers_algorithm() -> None:
     assert weight.tolist() == pytest.approx([0.85 * 0.95 + 0.1, -1.8 * 0.95 + 0.1])
 
 
-def test_lion_in_8_bits_follows_lion(model: sd15.Model, lane: Make) -> None:
+def test_lion_in_8_bits_follows_lion(model: Model, lane: Make) -> None:
     """Its updates are signs: the losses agree, single weights need not."""
     plain = run(model, lane(optimizer="Lion", learning_rate=1e-3), 6)
     assert run(model, lane(optimizer="Lion8bit", learning_rate=1e-3), 6) == pytest.approx(plain, rel=2e-2)
 
 
-def test_input_perturbation_changes_the_input_and_not_the_target(model: sd15.Model, lane: Make) -> None:
+def test_input_perturbation_changes_the_input_and_not_the_target(model: Model, lane: Make) -> None:
     calm, shaken = lane(), lane(ip_noise_gamma=0.5)
     a, b = calm.coming(model), shaken.coming(model)
     assert torch.equal(a.noise, b.noise)
     assert not a.disturbance.any()
-    noisy, wanted = model.corrupt(b.latents, b.noise, b.timesteps, b.disturbance)
-    expected = DDPMScheduler.from_config(model.scheduler.config).add_noise(b.latents, b.noise + b.disturbance, b.timesteps)
+    noisy, wanted = model.process.corrupt(b.latents, b.noise, b.timesteps, b.disturbance)
+    expected = DDPMScheduler.from_config(model.parts["scheduler"].config).add_noise(b.latents, b.noise + b.disturbance, b.timesteps)
     torch.testing.assert_close(noisy, expected)
     assert torch.equal(wanted, b.noise)
     assert b.disturbance.std() == pytest.approx(0.5, rel=0.2)
 
 
-def test_held_out_loss_is_the_plain_error_of_the_adapted_model(model: sd15.Model, lane: Make) -> None:
+def test_held_out_loss_is_the_plain_error_of_the_adapted_model(model: Model, lane: Make) -> None:
     """Against diffusers' scheduler and a loop; asking twice gives the same, and changes nothing of the training."""
     one, calm = lane(steps=4), lane(steps=4)
     run(model, one, 2)
@@ -322,14 +323,15 @@ def test_held_out_loss_is_the_plain_error_of_the_adapted_model(model: sd15.Model
     held = loop.Data(one.data.buckets[:2], [1, 1], one.data.latents, one.data.condition, one.data.captions[:2])
     found = loop.evaluate(model, one.adapter, held)
     assert loop.evaluate(model, one.adapter, held) == found
-    scheduler, errors = DDPMScheduler.from_config(model.scheduler.config), []
+    scheduler, errors = DDPMScheduler.from_config(model.parts["scheduler"].config), []
     for index in range(2):
         for look, t in enumerate((125, 375, 625, 875)):
             latent = held.latents(index, False)[None]
             noise = torch.randn(latent.shape[1:], generator=streams.generator(0, "heldout", index, look))[None]
             with torch.no_grad(), model.bank.use([one.adapter], torch.float32):
                 at = torch.tensor([t])
-                answer = model.unet(scheduler.add_noise(latent, noise, at), at, held.condition(held.captions[index])[None]).sample
+                words = held.condition(held.captions[index])["text"][None]
+                answer = model.parts["unet"](scheduler.add_noise(latent, noise, at), at, words).sample
             errors.append(float(F.mse_loss(answer, noise)))
     assert found == pytest.approx(sum(errors) / len(errors), rel=1e-5)
     assert torch.equal(weights(one)["unet"], before)

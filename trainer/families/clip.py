@@ -1,0 +1,75 @@
+"""CLIP text encoders: captions cut into pieces of 75 tokens, read by layers, joined again.
+
+As sd-scripts cuts and joins them (`train_util.py get_input_ids`, `get_hidden_states`), so that long captions mean
+the same there, here and in the programs that draw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.adapters import Target, find_targets
+from trainer.protocol import TrainingOptions
+
+LENGTH = 75
+"""CLIP reads 77 tokens, two of which mark start and end."""
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+def pieces(options: TrainingOptions) -> int:
+    """How many stretches of 75 tokens a caption is read in."""
+    return options.max_token_length // LENGTH
+
+
+def capacity(options: TrainingOptions) -> int:
+    """Tokens of a caption that are read."""
+    return pieces(options) * LENGTH
+
+
+def token_count(tokenizer: Any, text: str) -> int:
+    """Tokens without the two marks."""
+    return len(tokenizer(text, truncation=False, verbose=False).input_ids) - 2
+
+
+def tokens(tokenizer: Any, text: str, count: int) -> Tensor:
+    """Token ids [n, 77] of a text in n pieces, each between marks of its own."""
+    whole = count * LENGTH + 2
+    ids: Tensor = tokenizer(text, padding="max_length", max_length=whole, truncation=True, return_tensors="pt").input_ids[0]
+    inner = ids[1:-1].view(count, LENGTH)
+    cut = torch.cat([ids[:1].expand(count, 1), inner, ids[-1:].expand(count, 1)], dim=1)
+    if count > 1 and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        end, padding = tokenizer.eos_token_id, tokenizer.pad_token_id
+        full = (cut[:, -2] != end) & (cut[:, -2] != padding)
+        cut[full, -1] = end  # a piece that is full ends with the end mark
+        cut[cut[:, 1] == padding, 1] = end  # one that is empty begins with it
+    return cut
+
+
+def read(encoder: Any, ids: Tensor, *, layer: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """States [b, 75n+2, width] and, where the encoder projects, the first piece's summary [b, width], of ids [b, n, 77].
+
+    `layer`: that hidden state as it is, -2 for the last but one; else the last one after its norm.
+    """
+    batch, count = ids.shape[:2]
+    out = encoder(ids.flatten(0, 1), output_hidden_states=layer is not None)
+    states = (out.last_hidden_state if layer is None else out.hidden_states[layer]).unflatten(0, (batch, count))  # [b, n, 77, w]
+    summary = getattr(out, "text_embeds", None)
+    return joined(states), None if summary is None else summary.unflatten(0, (batch, count))[:, 0]
+
+
+def joined(states: Tensor) -> Tensor:
+    """Pieces [b, n, 77, width] as one sequence [b, 75n+2, width]: the first start mark, every piece's inside, the last end mark."""
+    return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], dim=1)
+
+
+def targets(part: str, encoder: Any) -> list[Target]:
+    """The six linear layers of every block."""
+    return find_targets(part, encoder, TARGETS)
+
+
+def key_of(prefix: str, module: str) -> str:
+    """kohya's name. transformers 5 has no `text_model` in some encoders' module paths; the files always have."""
+    return f"{prefix}_text_model_" + module.removeprefix("text_model.").replace(".", "_")
