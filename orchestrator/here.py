@@ -16,7 +16,7 @@ from trainer.protocol import Committed, EventReader, Session
 
 from .clock import SystemClock
 from .errors import UsageError
-from .interrupts import Interrupts
+from .interrupts import HERE, Interrupts
 from .order import CheckedJob, spec_of
 from .prepare import checked_config
 from .progress import Progress
@@ -66,7 +66,7 @@ def _work(session: Path, out: Path, progress: Progress, view: View, name: str, *
     way = "--together" if together else "--one-by-one"
     argv = [sys.executable, "-m", "trainer", way, "--root", str(session), *(f"jobs/{job}/job.json" for job in progress.jobs)]
     env = os.environ | {"PYTHONPATH": str(Path(trainer.__file__).parent.parent)}
-    clock, reader, interrupts = SystemClock(), EventReader(), Interrupts()
+    clock, reader, interrupts = SystemClock(), EventReader(), Interrupts(words=HERE)
     started = clock.monotonic_s()
     with interrupts.caught(), (session / "worker.log").open("wb") as log:
         worker = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)

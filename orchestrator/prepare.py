@@ -12,9 +12,10 @@ from .check import check, refusal
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
 from .market import offers
-from .order import CheckedJob, checked_jobs, load_of, requirements
+from .order import CheckedJob, checked_jobs, load_of, requirements, saving_often
 from .plan import Load, Plan, disk_gib, make_plan
 from .trip import Tools
+from .worst import guardable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +39,8 @@ def checked_config(file: Path | None) -> tuple[RunConfig, list[CheckedJob]]:
     return config, checked_jobs(config, looked)
 
 
-def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None, budget: str | None) -> Ready:
-    """Everything up to the question whether to rent."""
+def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None, budget: str | None, unguarded: bool = False) -> Ready:
+    """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too."""
     config, jobs = checked_config(file)
     if providers:
         config = with_providers(config, providers)
@@ -47,7 +48,14 @@ def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None,
     work = load_of(jobs)
     disk = disk_gib(work, config.machine.disk_gib)
     wanted = requirements(config, disk)
-    plan = make_plan(work, offers(config.machine.providers, wanted, tools), wanted, cap_usd=cap)
+    found = offers(config.machine.providers, wanted, tools)
+    found = found if unguarded else guardable(found, tools)
+    bad = tools.memory.bad(tools.clock.now())
+    plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
+    if wanted.interruptible and not all(job.saves for job in jobs):
+        jobs = saving_often(jobs, work, plan.best.offer)
+        work = load_of(jobs)
+        plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap)
 
 

@@ -7,10 +7,13 @@ whose time is over, without the run's book.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
+
+from providers.base import SelfDestroy
 
 from .ledger import Attempt, Book
 
@@ -92,15 +95,18 @@ def is_over(label: str, books: Mapping[str, Book], now: datetime) -> bool:
     return verdict(label, books, now) in {Verdict.OVER, Verdict.BELIEVED_GONE}
 
 
-def may_bill(books: Mapping[str, Book]) -> list[tuple[str, Attempt]]:
-    """Every lease of these runs whose machine may cost money now."""
-    return [(run, attempt) for run, book in books.items() for attempt in book.open_attempts]
+def banner(run: str, attempt: Attempt, *, console_url: str, self_destroy: SelfDestroy | None) -> list[str]:
+    """What to say of a lease that may bill: what it costs, where it can be seen, and the call that ends it by hand."""
+    where = ", ".join(attempt.instance_ids) or f"labelled {attempt.label}"
+    lines = [f"run {run} MAY BE BILLING ${attempt.usd_per_hour:.3f} an hour: {attempt.gpu} at {attempt.provider}, instance {where}"]
+    by_hand = [f"see and stop it at {console_url}"] if console_url else []
+    by_hand += [f"or: {call}" for call in map(partial(hand_call, self_destroy), attempt.instance_ids) if call]
+    return [*lines, *(f"  by hand: {words}" for words in by_hand[:1]), *(f"  {words}" for words in by_hand[1:])]
 
 
-def banner(left: Iterable[tuple[str, Attempt]]) -> list[str]:
-    """A line for each lease that may bill and that nobody looks after."""
-    return [
-        f"run {run} has a machine that may be billing, ${a.usd_per_hour:.3f}/h at {a.provider}"
-        f" ({', '.join(a.instance_ids) or a.label}), and no lorry looks after it: lorry attach {run}, or lorry down {run}"
-        for run, a in left
-    ]
+def hand_call(call: SelfDestroy | None, instance_id: str) -> str:
+    """The command line with which a person ends an instance without lorry; empty where the cloud documents no such call."""
+    if call is None:
+        return ""
+    url = call.url.replace(f"{{{call.id_env}}}", instance_id)
+    return "" if "{" in url else f"curl -X {call.method} -H 'Authorization: Bearer YOUR_API_KEY' {url}"

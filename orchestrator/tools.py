@@ -11,6 +11,7 @@ from .clock import SystemClock
 from .errors import UsageError
 from .home import Home
 from .interrupts import Interrupts
+from .memory import FILE, Memory
 from .trip import Tools
 from .view import make_view
 
@@ -22,8 +23,9 @@ def make_tools(*, as_json: bool) -> Tools:
     return Tools(
         clock=clock,
         view=view,
-        interrupts=Interrupts(view.say),
+        interrupts=Interrupts(view.say, outlives_terminal=True),
         provider=lru_cache(maxsize=None)(_provider(clock)),
+        memory=Memory(Home.from_env().path / FILE),
     )
 
 

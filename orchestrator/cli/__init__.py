@@ -8,13 +8,19 @@ This is the one place where an error becomes words and an exit code.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from orchestrator import console
 from orchestrator.errors import LorryError, UsageError
 from providers.errors import ProviderError
+
+if TYPE_CHECKING:
+    from orchestrator.unattended import Watch
+
+T = TypeVar("T")
 
 HELP_GROUPS = ("Start", "Watch", "Money", "Data", "Setup")
 """Headings of `lorry --help`, in this order."""
@@ -47,16 +53,59 @@ COMMANDS: dict[str, Entry] = {
     "reap": Entry("reap", "Find every machine of lorry that still lives; --yes destroys them.", "Money"),
     "cost": Entry("look", "Compare what runs were estimated at, metered at, and billed.", "Money"),
     "offers": Entry("plan", "List the machines for rent now.", "Money"),
+    "login": Entry("account", "Prove a key of a cloud and keep it in the system's keyring.", "Setup"),
+    "logout": Entry("account", "Forget the key of a cloud that is kept on this computer.", "Setup"),
+    "doctor": Entry("account", "Look for trouble before it costs: versions, keys, rights, balance, machines.", "Setup"),
     "sandbox": Entry("sandbox", "Serve the practice cloud: real machines that cost nothing.", "Setup"),
     "help": Entry("help", "Explain a topic (config, environment, exit-codes) or a command.", "Setup"),
 }
 """Every command, in the order of the help page."""
+
+LOOKS_AT_NO_RUN = frozenset({"help", "sandbox"})
+"""Commands that do not look for lost machines first: they must answer whatever else is the matter."""
+ACTS_ON_A_RUN = frozenset({"attach", "stop", "down", "resume"})
+"""Commands that are themselves the answer to a lost machine of the run that they name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code is that of `orchestrator.errors`."""
     _speak_utf8()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        watch = _not_in_the_way(lambda: _looked_first(given), given, otherwise=None)
+        code = _answered(given)
+        return code if watch is None else _not_in_the_way(lambda: watch.last(code), given, otherwise=code)
+    except KeyboardInterrupt:  # before or after the command
+        return 130
+
+
+def _not_in_the_way(look: Callable[[], T], given: list[str], *, otherwise: T) -> T:
+    """Look for lost machines; should that break, the command is called all the same: it may be the one that ends them."""
+    try:
+        return look()
+    except Exception as error:  # noqa: BLE001
+        from .crash import saved
+
+        console.error(saved(error, given))
+        return otherwise
+
+
+def _looked_first(given: list[str]) -> Watch | None:
+    """The first act of every command: find what may bill and nobody looks after. None where a help page is all that is asked for."""
+    command = next((word for word in given if not word.startswith("-")), "")
+    if command not in COMMANDS or command in LOOKS_AT_NO_RUN or not {"--help", "-h", "--version"}.isdisjoint(given):
+        return None
+    from orchestrator.home import Home
+    from orchestrator.unattended import Watch
+
+    watch = Watch(Home.from_env(), as_json="--json" in given)
+    named = [word for word in given if not word.startswith("-") and word != command] if command in ACTS_ON_A_RUN else []
+    watch.first(named=named, reaping=command == "reap")
+    return watch
+
+
+def _answered(given: list[str]) -> int:
+    """Call the command; what goes wrong becomes words and an exit code."""
     try:
         return _called(given)
     except (LorryError, ProviderError) as error:
@@ -100,6 +149,9 @@ def _failed(error: LorryError | ProviderError, given: list[str]) -> int:
 
 def _speak_utf8() -> None:
     """Redirected output on Windows, or under LANG=C, knows no `✓`; a wrong sign is better than a dead run."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # Windows without a console, as its Task Scheduler starts programs
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(encoding="utf-8", errors="replace")

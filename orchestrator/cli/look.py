@@ -17,7 +17,8 @@ Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
 def ps(all: All = False, quiet: Quiet = False, json: Json = False) -> int:  # noqa: A002  the option's name
     """List the runs under way, and any machine that may still bill.
 
-    Ends with 10 when a machine may bill that no lorry on this computer looks after.
+    Says of each who looks after it: a lorry that drives it now, its keeper, or nobody. Ends with 10 when a machine may bill that no
+    lorry on this computer looks after, or that lorry could not see go.
 
     Examples:
       lorry ps
@@ -27,21 +28,20 @@ def ps(all: All = False, quiet: Quiet = False, json: Json = False) -> int:  # no
     from orchestrator import console
     from orchestrator.clock import SystemClock
     from orchestrator.home import Home
-    from orchestrator.report.receipt import receipt, unwatched
+    from orchestrator.report.receipt import receipt
 
     clock = SystemClock()
     runs = [r for r in Home.from_env().runs() if all or (book := r.book()).closed is None or book.open_attempts]
     if quiet:
         for folder in runs:
             console.out(folder.id)
-    elif json:
-        console.json_document([receipt(folder, clock.now()) | {"driven": folder.is_driven} for folder in runs])
+        return 0
+    documents = [receipt(folder, clock.now()) | {"driven": folder.is_driven, "kept": folder.is_kept} for folder in runs]
+    if json:
+        console.json_document(documents)
     else:
-        _table([receipt(folder, clock.now()) for folder in runs])
-    lost = [folder.id for folder in runs if unwatched(folder)]
-    for run in lost:
-        console.warn(f"run {run} has a machine that may be billing, and no lorry looks after it: lorry attach {run}, or lorry down {run}")
-    return 10 if lost else 0
+        _table(documents)
+    return 0  # or 10, which every command ends with while a machine is lost
 
 
 def _table(documents: list[dict[str, object]]) -> None:
@@ -53,7 +53,7 @@ def _table(documents: list[dict[str, object]]) -> None:
         console.talk("no run is under way; `lorry ps --all` lists the finished ones")
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "status", "jobs", "machine", "spent", "cap"):
+    for name in ("run", "status", "looked after by", "jobs", "machine", "spent", "cap"):
         table.add_column(name)
     for run in documents:
         jobs, machines, cost = run["jobs"], run["machines"], run["cost"]
@@ -62,8 +62,20 @@ def _table(documents: list[dict[str, object]]) -> None:
         assert isinstance(cost, dict)
         words = ", ".join(f"{job['name']} {job['steps']}/{job['steps_planned'] or '?'} {job['status']}" for job in jobs)
         machine = f"{machines[-1]['gpu']} at {machines[-1]['provider']}" if machines else "none"
-        table.add_row(str(run["run"]), str(run["status"]), words, machine, f"${cost['metered_usd']:.4f}", f"${cost['cap_usd']:.2f}")
+        money = (f"${cost['metered_usd']:.4f}", f"${cost['cap_usd']:.2f}")
+        table.add_row(str(run["run"]), str(run["status"]), _by_whom(run), words, machine, *money)
     console.show(table, data=True)
+
+
+def _by_whom(run: dict[str, object]) -> str:
+    """Who brings the run to its end; nothing needs to be done for one without a living machine."""
+    if run["driven"]:
+        return "lorry, and its keeper" if run["kept"] else "lorry"
+    if run["kept"]:
+        return "its keeper"
+    machines = run["machines"]
+    assert isinstance(machines, list)
+    return "NOBODY" if any(not machine["destroyed_verified"] for machine in machines) else ""
 
 
 def logs(run: Run, follow: Follow = False, json: Json = False) -> int:

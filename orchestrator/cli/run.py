@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,25 +13,29 @@ from .common import Budget, ConfigFile, Json, Providers, Run, Yes
 if TYPE_CHECKING:
     from orchestrator.home import RunFolder
     from orchestrator.prepare import Ready
+    from orchestrator.trip import Tools
 
 Unguarded = Annotated[bool, typer.Option("--unguarded", help="Train also where the machine's own guard does not prove itself.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Go on in the background; `lorry attach` watches it.")]
+NoKeeper = Annotated[bool, typer.Option("--no-keeper", help="Should this lorry be killed, nobody takes the run up until the next command.")]
 
 
-def run(
+def run(  # noqa: PLR0917  options, each with its name
     file: ConfigFile = None,
     provider: Providers = None,
     budget: Budget = None,
     yes: Yes = False,
     detach: Detach = False,
     unguarded: Unguarded = False,
+    no_keeper: NoKeeper = False,
     json: Json = False,
 ) -> int:
     """Rent, train every LoRA of the file, bring them home, destroy.
 
     Config and datasets are checked first, then the plan and its price are shown; nothing is rented before you say yes. Checkpoints
-    come home while they are made. Ctrl-C once: checkpoint, fetch, destroy. Twice: destroy now. If this computer dies, the machine
-    trains on until its deadline; `lorry attach RUN` takes it up again.
+    come home while they are made. Ctrl-C once: checkpoint, fetch, destroy. Twice: destroy now. Closing the terminal stops nothing:
+    the run goes on, `lorry attach RUN` watches it, `lorry stop RUN` ends it. A small keeper in the background takes the run up when
+    this lorry is killed. If this computer dies, the machine trains on until its deadline; the next command takes it up again.
 
     Examples:
       lorry run                              the lorry.toml of this folder
@@ -40,14 +45,15 @@ def run(
     """
     from orchestrator import run as program
     from orchestrator.home import Home
+    from orchestrator.keeper import kept
     from orchestrator.order import make_order
     from orchestrator.prepare import prepare
     from orchestrator.tools import make_tools
 
     tools, home = make_tools(as_json=json), Home.from_env()
     home.make()
-    ready = prepare(file, tools, providers=provider, budget=budget)
-    _confirm(ready, yes=yes, json=json)
+    ready = prepare(file, tools, providers=provider, budget=budget, unguarded=unguarded)
+    _confirm(ready, tools, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
     tools.view.say(f"run {folder.id}")
     order = make_order(
@@ -55,8 +61,9 @@ def run(
     )
     if detach:
         program.open_books(order, ready.plan, folder, tools)
-        return _in_background(folder, json=json)
-    return _ended(program.run(order, ready.plan, folder, tools), json=json)
+        return _in_background(folder, keeper=not no_keeper, json=json)
+    with kept(folder, wanted=not no_keeper):
+        return _ended(program.run(order, ready.plan, folder, tools), json=json)
 
 
 def attach(run: Run, json: Json = False) -> int:
@@ -72,14 +79,17 @@ def attach(run: Run, json: Json = False) -> int:
     from orchestrator import outside
     from orchestrator import run as program
     from orchestrator.home import Busy, Home
+    from orchestrator.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
     folder, tools = Home.from_env().run(run), make_tools(as_json=json)
-    while True:
-        try:
-            return _ended(program.attach(folder, tools), json=json)
-        except Busy:
-            outside.follow(folder, tools)  # to its end; or until that lorry dies, and this one takes the run up
+    with kept(folder, wanted=not is_over(folder.book())):
+        while True:
+            try:
+                return _ended(program.attach(folder, tools), json=json)
+            except Busy:
+                with _only_waiting(f"looked away; run {folder.id} goes on", f"lorry stop {folder.id} ends it"):
+                    outside.follow(folder, tools)  # to its end; or until that lorry dies, and this one takes the run up
 
 
 def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
@@ -93,11 +103,13 @@ def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
     """
     from orchestrator import run as program
     from orchestrator.home import Home
+    from orchestrator.keeper import kept
     from orchestrator.prepare import cap_of
     from orchestrator.tools import make_tools
 
-    folder = Home.from_env().run(run)
-    return _ended(program.resume(folder, make_tools(as_json=json), cap_usd=cap_of(budget) if budget else None), json=json)
+    folder, cap = Home.from_env().run(run), cap_of(budget) if budget else None
+    with kept(folder):
+        return _ended(program.resume(folder, make_tools(as_json=json), cap_usd=cap), json=json)
 
 
 def stop(run: Run, json: Json = False) -> int:
@@ -109,9 +121,12 @@ def stop(run: Run, json: Json = False) -> int:
     """
     from orchestrator import outside
     from orchestrator.home import Home
+    from orchestrator.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
-    return _ended(outside.stop(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+    folder = Home.from_env().run(run)
+    with kept(folder, wanted=not is_over(folder.book())), _only_waiting(*_asked(folder)):
+        return _ended(outside.stop(folder, make_tools(as_json=json)), json=json, asked=True)
 
 
 def down(run: Run, json: Json = False) -> int:
@@ -124,19 +139,41 @@ def down(run: Run, json: Json = False) -> int:
     """
     from orchestrator import outside
     from orchestrator.home import Home
+    from orchestrator.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
-    return _ended(outside.down(Home.from_env().run(run), make_tools(as_json=json)), json=json, asked=True)
+    folder = Home.from_env().run(run)
+    with kept(folder, wanted=not is_over(folder.book())), _only_waiting(*_asked(folder)):
+        return _ended(outside.down(folder, make_tools(as_json=json)), json=json, asked=True)
 
 
-def _confirm(ready: Ready, *, yes: bool, json: bool) -> None:
-    """Show what it will cost, and ask. Without a terminal only `-y` is an answer."""
+@contextmanager
+def _only_waiting(message: str, hint: str) -> Iterator[None]:
+    """Ctrl-C while another lorry does the work ends the waiting, not the work. A lorry that drives catches its Ctrl-C itself."""
+    from orchestrator.errors import Interrupted
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(message, hint=hint) from None
+
+
+def _asked(folder: RunFolder) -> tuple[str, str]:
+    return f"run {folder.id} was asked to end, and ends without this command", f"watch it: lorry attach {folder.id}"
+
+
+def _confirm(ready: Ready, tools: Tools, *, yes: bool, json: bool) -> None:
+    """Show what it will cost, also at worst, and ask. Without a terminal only `-y` is an answer."""
     from orchestrator import console
     from orchestrator.errors import Interrupted, UsageError
     from orchestrator.report.plan import show_plan
+    from orchestrator.worst import account_of, worst_case
 
     if not json:
         show_plan(ready.plan, data=False)
+    account = account_of(tools.provider(ready.plan.best.offer.provider))
+    for words in worst_case(ready.plan.best, ready.plan.disk_gib, ready.cap_usd, account):
+        tools.view.say(words)
     if yes:
         return
     if json or not console.is_terminal():
@@ -145,25 +182,18 @@ def _confirm(ready: Ready, *, yes: bool, json: bool) -> None:
         raise Interrupted("not confirmed; nothing was rented")
 
 
-def _in_background(folder: RunFolder, *, json: bool) -> int:
-    """Let another process drive the run, one that no terminal can take along."""
-    import os
-    import subprocess
+def _in_background(folder: RunFolder, *, keeper: bool, json: bool) -> int:
+    """Let another process drive the run, one that no terminal can take along: its keeper, or a single `lorry attach`."""
     import sys
 
     from orchestrator import console
+    from orchestrator.keeper import detached, is_wanted, start
 
-    with (folder.path / "lorry.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli", "attach", folder.id],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    by_keeper = keeper and is_wanted()
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", "attach", folder.id]
+    process = start(folder) if by_keeper else detached(command, folder)
     if json:
-        console.json_document({"run": folder.id, "status": "detached", "exit_code": 0, "pid": process.pid})
+        console.json_document({"run": folder.id, "status": "detached", "exit_code": 0, "pid": process.pid if process else None})
     else:
         console.talk(f"run {folder.id} goes on in the background")
         for line in (

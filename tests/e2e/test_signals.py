@@ -103,8 +103,8 @@ def test_ctrl_c_once_makes_a_checkpoint_brings_it_home_and_destroys(terminal: Te
         poll(lambda: (terminal.read(), (lorry.cloud.session(run) / "stop").exists())[1], what="the wish to stop over there")
     assert terminal.end() == 130
     said = words(terminal.shown)
-    assert "stopping: a checkpoint is made" in said
-    assert said.index("stopping: a checkpoint") < said.index("destroyed, and seen to be gone")
+    assert "stopping: what has been trained" in said
+    assert said.index("stopping: what") < said.index("destroyed, and seen to be gone")
     assert f"lorry resume {run}" in said
     assert "Traceback" not in said
     check_results(lorry, run)
@@ -118,11 +118,11 @@ def test_ctrl_c_once_makes_a_checkpoint_brings_it_home_and_destroys(terminal: Te
 def test_ctrl_c_twice_destroys_at_once(terminal: Terminal, lorry: Lorry):
     with lorry.standing(1, meanwhile=terminal.read) as run:
         terminal.press(b"\x03")
-        poll(lambda: "stopping: a checkpoint" in words(terminal.read()), what="an answer to the first Ctrl-C", timeout_s=30)
+        poll(lambda: "stopping: what" in words(terminal.read()), what="an answer to the first Ctrl-C", timeout_s=30)
         terminal.press(b"\x03")
         assert terminal.end(timeout_s=60) == 130
     said = words(terminal.shown)
-    assert "destroying the machine now" in said
+    assert "ending now" in said
     assert "destroyed, and seen to be gone" in said
     assert "Traceback" not in said
     assert last_entry(lorry, run)["exit_code"] == 130

@@ -184,8 +184,11 @@ class Running:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This computer's, without any LORRY_ variable; one thread a process, for two cores."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("LORRY_")}
+    """This computer's, without any LORRY_ variable; one thread a process, for two cores.
+
+    Runs have no keeper unless a test wants one: what a kill leaves behind must lie still to be looked at.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("LORRY_")} | {"LORRY_KEEPER": "off"}
     return own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "140"} | more
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.interrupts import SIGNALS, Interrupts
+from orchestrator.interrupts import HERE, RENTED, SIGNALS, Interrupts
 
 NUMBERS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 
@@ -50,7 +50,7 @@ def test_once_asks_twice_ends_and_a_third_time_changes_nothing(said: list[str]):
         assert caught.value.exit_code == 130
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.count == 3
-    assert ["checkpoint" in said[0], "now" in said[1], "lorry stays" in said[2]] == [True] * 3
+    assert ["saved and fetched" in said[0], "ending now" in said[1], "lorry stays" in said[2]] == [True] * 3
     assert not any("destroyed, and seen" in words for words in said), "nothing is promised that was not seen"
 
 
@@ -71,6 +71,26 @@ def test_what_was_ignored_stays_ignored(said: list[str]):
         os.kill(os.getpid(), signal.SIGHUP)
         assert interrupts.count == 0
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_closed_terminal_ends_nothing_that_can_be_watched_from_another(said: list[str]):
+    """Any other signal still does, before and after it."""
+    with Interrupts(said.append, outlives_terminal=True).caught() as interrupts:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (interrupts.count, interrupts.wanted) == (0, False)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (interrupts.count, interrupts.wanted) == (1, True)
+    assert ["goes on without it" in words for words in said] == [True, True, False]
+
+
+def test_the_words_are_true_before_there_is_a_machine_and_where_none_is_rented(said: list[str]):
+    assert not any("a checkpoint" in words or "the machine is destroyed" in words for words in RENTED)
+    assert not any("machine" in words for words in HERE)
+    with Interrupts(said.append, words=HERE).caught():
+        for _ in range(4):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert said == [*HERE, HERE[-1]]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 
 from fakes import T0
 from hypothesis import given
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.lease import is_ours
 from orchestrator.ledger import Book, Entry
 from orchestrator.lifecycle import Signal
-from orchestrator.reconcile import LABEL_MOST, Verdict, banner, is_over, label_for, may_bill, read_label, verdict
+from orchestrator.reconcile import LABEL_MOST, Verdict, banner, hand_call, is_over, label_for, read_label, verdict
+from providers.base import SelfDestroy
 
 RUNS = st.from_regex(r"[a-z][a-z0-9-]{0,60}-[0-9a-f]{6}", fullmatch=True)
 ENDS = st.datetimes(datetime(2025, 1, 1), datetime(2060, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  the zone comes with it
@@ -63,10 +63,20 @@ def test_no_label_that_is_not_ours_is_ever_over(text: str):
         assert verdict(text, {}, T0 + timedelta(days=9999)) is Verdict.STRANGER
 
 
-def test_the_banner_names_what_it_costs_and_the_next_command():
+def test_the_banner_names_what_it_costs_where_to_see_it_and_the_call_that_ends_it():
+    attempt = book(label_for("autumn-3f2a91", 1, T0), Signal.LAUNCHED).attempts[1]
+    call = SelfDestroy(method="DELETE", url="https://cloud.example/v1/pods/{POD_ID}", key="{POD_KEY}", id_env="POD_ID")
+    assert banner("autumn-3f2a91", attempt, console_url="https://cloud.example/console", self_destroy=call) == [
+        "run autumn-3f2a91 MAY BE BILLING $0.400 an hour: g at fake, instance i-1",
+        "  by hand: see and stop it at https://cloud.example/console",
+        "  or: curl -X DELETE -H 'Authorization: Bearer YOUR_API_KEY' https://cloud.example/v1/pods/i-1",
+    ]
+
+
+def test_a_machine_whose_id_nobody_heard_is_told_by_its_label_and_no_call_is_made_up():
     label = label_for("autumn-3f2a91", 1, T0)
-    left = may_bill({"autumn-3f2a91": book(label, Signal.LAUNCHED), "spring-000000": book(label, Signal.GONE)})
-    assert [(run, a.instance_ids, a.usd_per_hour) for run, a in left] == [("autumn-3f2a91", ("i-1",), Decimal("0.4"))]
-    (line,) = banner(left)
-    assert "$0.400/h at fake (i-1)" in line
-    assert "lorry down autumn-3f2a91" in line
+    call = SelfDestroy(method="DELETE", url="https://{HOST}/v1/pods/{POD_ID}", key="{POD_KEY}", id_env="POD_ID")
+    (line, where) = banner("autumn-3f2a91", book(label).attempts[1], console_url="https://c", self_destroy=call)
+    assert line.endswith(f"instance labelled {label}")
+    assert where.endswith("https://c")
+    assert hand_call(call, "i-1") == hand_call(None, "i-1") == "", "an address that only the machine knows is no address"
