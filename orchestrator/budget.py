@@ -101,9 +101,9 @@ MOST_HOURS = 24 * 30
 """A free machine still gets an end: a month."""
 
 
-def rounded_up(usd: Decimal) -> Decimal:
+def rounded_up(usd: Decimal, to: Decimal = CENT) -> Decimal:
     """Cents, upwards: a price shown is never below the price paid."""
-    return usd.quantize(CENT, rounding=ROUND_UP)
+    return (usd / to).to_integral_value(rounding=ROUND_UP) * to
 
 
 def show_usd(usd: Decimal | float) -> str:

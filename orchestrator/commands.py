@@ -30,6 +30,27 @@ def make_folders(base: str, folders: Iterable[str]) -> Argv:
     return ["mkdir", "-p", "--", *(f"{base}/{folder}" if folder else base for folder in sorted(set(folders)))]
 
 
+def inspect(base: str) -> Argv:
+    """Run the inspector, which comes on stdin, with any Python that is there: it tells what this machine is."""
+    any_python = 'for name in python3 python; do command -v $name >/dev/null && exec $name - "$1"; done; echo "no Python" >&2; exit 127'
+    return ["sh", "-c", any_python, "inspect", base]
+
+
+def nothing() -> Argv:
+    """Takes as long as the way there and back."""
+    return ["true"]
+
+
+def swallow() -> Argv:
+    """Read stdin to its end, for nothing but the time that it takes."""
+    return ["sh", "-c", "cat >/dev/null"]
+
+
+def pour(count: int) -> Argv:
+    """Send so many bytes back, for nothing but the time that it takes."""
+    return ["head", "-c", str(count), "/dev/zero"]
+
+
 def has_rsync() -> Argv:
     """Ends with 0 where an rsync is installed that runs."""
     return ["sh", "-c", "rsync --version >/dev/null 2>&1"]
@@ -64,6 +85,11 @@ def start(base: str, python: str) -> Argv:
 def stop(base: str) -> Argv:
     """Ask the supervisor for a checkpoint and an orderly end."""
     return ["touch", f"{base}/stop"]
+
+
+def leave(base: str, job: str) -> Argv:
+    """Ask for a checkpoint and an orderly end of this job alone; the others go on."""
+    return ["touch", f"{base}/jobs/{job}/stop"]
 
 
 def tail(base: str) -> Argv:

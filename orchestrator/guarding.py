@@ -58,6 +58,14 @@ def guarded(trip: Trip, machine: Machine) -> None:
     trip.say(f"guard armed and proven: whatever happens here, the machine ends itself by {ends:%Y-%m-%d %H:%M} UTC")
 
 
+def renew(trip: Trip, machine: Machine) -> None:
+    """Tell a living guard how long the cap lasts now: the price has changed, or what was sent has used some of it."""
+    if machine.lease.provider.self_destroy is None or (told := _beat(machine)) is None:
+        return
+    document = guard.lease((told.serial or 0) + 1, trip.lifetime_s(machine.lease) + WAY_OUT_S, f"~/{trip.order.root}/status.json")
+    machine.shell.check(commands.write(f"{guard.FOLDER}/lease.json"), stdin=document)
+
+
 def _refuse(trip: Trip, machine: Machine) -> None:
     words = "the machine's own guard does not prove that it can end the machine"
     if trip.order.unguarded or trip.book().attempts[machine.number].phase in {Phase.TRAINING, Phase.PULLING}:

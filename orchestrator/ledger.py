@@ -165,8 +165,6 @@ class Attempt:
     fetched_bytes: int = 0
     """What the machine gets from elsewhere by itself: its base, its programs. An estimate, counted once however often it is said."""
     lifetime_s: float = 0.0
-    cut: tuple[str, ...] = ()
-    """Jobs that were taken off its queue, because the cap does not last for them."""
     ended_reason: str = ""
     outcome: Mapping[str, Any] | None = None
     """Exit code, message and hint that the run ends with, decided when this machine was given up; None while the run may go on."""
@@ -194,6 +192,8 @@ class Book:
         self.confirmed = False
         self.closed: Mapping[str, Any] | None = None
         self.closed_at: datetime | None = None
+        self.cut: tuple[str, ...] = ()
+        """Jobs left out since the user last said go, because the cap does not last for them."""
         self._numbers = 0
         for entry in entries:
             self.take(entry)
@@ -209,10 +209,14 @@ class Book:
     def take(self, entry: Entry) -> None:
         """One more entry, into a sum that nobody else has yet."""
         self._numbers = max(self._numbers, entry.attempt)
+        if entry.kind in {"opened", "resumed"}:
+            self.cut = ()
         if entry.kind == "opened":
             self.opened, self.opened_at = entry.data, entry.at
         elif entry.kind == "confirmed":
             self.confirmed = True
+        elif entry.kind == "cut":
+            self.cut += tuple(str(job) for job in entry.data.get("jobs", ()) if job not in self.cut)
         elif entry.kind == "closed":
             self.closed, self.closed_at = entry.data, entry.at
         elif entry.kind == Signal.INTENT:
@@ -274,8 +278,6 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
         return _repriced(attempt, entry)
     if entry.kind == "lifetime":
         return replace(attempt, lifetime_s=float(data["lifetime_s"]))
-    if entry.kind == "cut":
-        return replace(attempt, cut=(*attempt.cut, *(str(job) for job in data["jobs"] if job not in attempt.cut)))
     signal = SIGNALS.get(entry.kind)
     if signal is None or not heard(attempt.phase, signal):
         return attempt

@@ -49,6 +49,7 @@ SHARED_BY_CLOUDS = {"base", "errors", "http", "keys", "wrappers"}
 PURE = (
     "orchestrator/plan.py",
     "orchestrator/budget.py",
+    "orchestrator/pace.py",
     "orchestrator/lifecycle.py",
     "orchestrator/commands.py",
     "orchestrator/guard.py",

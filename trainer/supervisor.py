@@ -7,7 +7,8 @@ harmless: a lock says whether one runs, the status whether the session has ended
 A worker process trains each group of jobs on one base. When a worker dies that trained one job, the supervisor
 writes the end of that job, names the likely cause and goes on with the rest. When it trained several together,
 nobody can tell whose fault it was: all go on from their checkpoints, one by one from then on. Honours the file `stop`, SIGTERM, and the
-session's lifetime, which counts from the first start and is not renewed by a restart.
+session's lifetime, which counts from the first start and is not renewed by a restart; the client may
+write another one into session.json while it runs.
 
 Needs no torch. Knows nothing of training.
 """
@@ -100,6 +101,8 @@ class Supervisor:
     signalled: bool = False
     watch: Watch = field(init=False)
     _beaten_at: float = -1e9
+    _session_file: tuple[int, ...] = ()
+    """What the session's file looked like when it was read last."""
 
     def __post_init__(self) -> None:
         self.together = self.session.together
@@ -113,9 +116,22 @@ class Supervisor:
 
     def stop_reason(self) -> Reason:
         """Why to stop now, empty if there is no reason."""
+        self._hear()
         if self.uptime_s >= self.session.lifetime_s:
             return "deadline"
         return "stopped" if self.signalled or (self.root / "stop").exists() else ""
+
+    def _hear(self) -> None:
+        """Take a new lifetime from the session's file: the client brings the deadline nearer when the price rises."""
+        try:
+            found = (self.root / "session.json").stat()
+            look = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if look == self._session_file:
+                return
+            self._session_file = look
+            self.session = self.session.model_copy(update={"lifetime_s": read_session(self.root).lifetime_s})
+        except (OSError, TrainerError) as error:
+            _say(2, f"the session's file cannot be read, its lifetime stays: {error}")
 
     def run(self) -> int:
         """Work the queue off; the exit code."""

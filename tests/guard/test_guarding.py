@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeClock
 
 from orchestrator.errors import MachineFailed
-from orchestrator.guarding import PROOF_S, guarded
+from orchestrator.guarding import PROOF_S, guarded, renew
 from orchestrator.lifecycle import Phase
 from providers.sandbox.provider import Sandbox
 
@@ -64,8 +64,21 @@ def test_any_other_is_refused_before_work_is_given_to_it(shell: Shell):
     assert trip.clock.passed_s == pytest.approx(PROOF_S, abs=2)
 
 
-@pytest.mark.parametrize("options", [{"unguarded": True}, {"phase": Phase.TRAINING}, {"cloud": SimpleNamespace(name="other")}])
+@pytest.mark.parametrize(
+    "options", [{"unguarded": True}, {"phase": Phase.TRAINING}, {"cloud": SimpleNamespace(name="other", self_destroy=None)}]
+)
 def test_where_it_was_asked_for_or_work_goes_on_or_the_cloud_has_none_it_is_only_said(options: dict[str, Any]):
     trip, machine = on(Shell(beats=False), **options)
     guarded(trip, machine)
     assert "lorry reap" in trip.said[0]
+
+
+def test_a_guard_hears_anew_how_long_the_cap_lasts_and_one_that_is_not_there_is_left_alone():
+    trip, machine = on(shell := Shell())
+    guarded(trip, machine)
+    trip.lifetime_s = lambda _: 400.0  # a dearer hour
+    renew(trip, machine)
+    assert shell.lease == {"serial": 2, "left_s": 700.0, "status": "~/lorry/x/status.json"}
+    trip, machine = on(silent := Shell(beats=False))
+    renew(trip, machine)
+    assert silent.lease["serial"] is None

@@ -98,6 +98,8 @@ def test_a_dearer_machine_lives_shorter_and_a_free_one_still_ends():
 @given(usd=st.decimals(0, 10**6, places=6))
 def test_a_price_shown_is_never_below_the_price_paid(usd: Decimal):
     assert usd <= rounded_up(usd) < usd + Decimal("0.01")
+    assert usd <= rounded_up(usd, Decimal("0.50")) < usd + Decimal("0.50")
+    assert f"{rounded_up(usd)}".partition(".")[2] == f"{rounded_up(usd):.2f}".partition(".")[2]
 
 
 @pytest.mark.parametrize(("usd", "shown"), [("0", "$0.0000"), ("0.01234", "$0.0123"), ("1", "$1.00"), ("12.345", "$12.34"), (2.5, "$2.50")])
