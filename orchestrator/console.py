@@ -10,10 +10,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .errors import Finding, LorryError, WithFindings, place
+from .errors import Finding, LorryError, UsageError, WithFindings, place
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -116,6 +116,54 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
+def ask_secret(question: str) -> str:
+    """A line from the terminal that is not shown while it is typed. Raises `UsageError` where that cannot be had."""
+    import getpass
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would show what is typed
+            return getpass.getpass(question, stream=sys.stderr)
+    except getpass.GetPassWarning:
+        raise UsageError("this terminal shows what is typed", hint="pass it by stdin instead: see --help") from None
+    except EOFError:
+        raise UsageError("the question was not answered") from None
+
+
+HEALTH_STYLES = {"ok": "green", "warning": "yellow", "trouble": "bold red"}
+
+
+def check(health: str, subject: str, said: str, hint: str = "") -> None:
+    """One line of a check list, wrapped below itself, with its next move."""
+    import textwrap
+
+    from rich.text import Text
+
+    console = rich_console(sys.stdout)
+    first = f"{health:<8}" + (f"{subject:<11}" if subject else "")
+    indent, lines = " " * len(first), [plain(said), *(["→ " + plain(hint)] if hint else [])]
+    width = max(console.width, len(first) + 20)
+    words = Text("\n".join(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent) for line in lines))
+    words = Text(first) + words[len(first) :]
+    words.stylize(HEALTH_STYLES[health], 0, len(health))
+    console.print(words, soft_wrap=True)
+
+
+def steps(rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table of steps: how each went, how long it took, what was seen."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "step", "took", "seen"):
+        table.add_column(name, justify="right" if name == "took" else "left", no_wrap=name != "seen", overflow="fold")
+    for row in rows:
+        health = Text(str(row["health"]), style=HEALTH_STYLES[row["health"]])
+        table.add_row(health, Text(str(row["step"])), f"{row['seconds']:.1f} s", Text(plain(str(row["said"]))))
+    show(table, data=True)
+
+
 def rich_console(stream: TextIO | None = None) -> Console:
     """A rich console on stderr (or `stream`), for tables and live views."""
     from rich.console import Console
@@ -140,6 +188,8 @@ def _write(stream: TextIO, text: str) -> None:
 __all__ = [
     "Finding",
     "ask",
+    "ask_secret",
+    "check",
     "error",
     "error_document",
     "findings",
@@ -150,6 +200,7 @@ __all__ = [
     "plain",
     "rich_console",
     "show",
+    "steps",
     "talk",
     "warn",
     "whoever_listens",

@@ -1,0 +1,333 @@
+"""The live drill: rent the cheapest machine, log in, and see its own guard end it while this computer only watches.
+
+A run without jobs: it rents, waits, guards and gives back by the lines that every run uses, and has a book like every run, so a drill
+that is killed is found by `ps`, `attach`, `down` and `reap`. What was seen, and how long each step took, goes into its `drill.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import providers
+from providers.base import Account, InstanceStatus, Provider, Requirements
+from providers.errors import ProviderError
+
+from . import commands, guard
+from .clock import Clock
+from .closing import close
+from .doctor import Health
+from .errors import LorryError, MachineFailed, UsageError, outcome_of
+from .guarding import guarded
+from .home import RunFolder
+from .keys import DEFAULT_IMAGE
+from .ledger import Attempt
+from .lifecycle import Signal
+from .market import offers
+from .order import Order, write_order
+from .plan import Load, Plan, Work, make_plan, worst_usd
+from .rent import Machine, rented
+from .report.receipt import progress_of
+from .run import open_books
+from .shell import KeyFiles, Shell
+from .trip import Tools, Trip
+
+DISK_GIB = 20
+"""For the image; a drill sends nothing."""
+LEFT_S = 15.0
+"""What the guard is told that it has left. Some of its beats fit in."""
+GUARD_S = 240.0
+"""How long the guard may take from there: it repeats its call, and clouds are slow to forget. Then this computer ends the machine."""
+LOOK_S = 2.0
+BILL_S = 30.0
+BOOT_S = 900.0
+
+LOAD = Load(
+    jobs=(
+        Work(
+            name="drill", steps=1, images=0, batch_size=1, gradient_accumulation=1, resolution=64, rank=1,
+            gradient_checkpointing=False, saves=0, samples=0, dataset_bytes=0,
+        ),
+    ),
+    upload_bytes=0,
+    hub_bytes=0.0,
+    base_scale=0.0,
+    download_bytes=0,
+)  # fmt: skip
+"""What the plan prices: booting, a moment, and the way out."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One thing that a drill looks at."""
+
+    name: str
+    health: Health = Health.OK
+    said: str = ""
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The words of drill.json."""
+        return {"step": self.name, "health": str(self.health), "said": self.said, "seconds": round(self.seconds, 1)}
+
+
+@dataclass(slots=True)
+class Seen:
+    """The steps so far."""
+
+    clock: Clock
+    steps: list[Step] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Step]:
+        """Time a step; what is raised in it is its end, and goes on."""
+        step, begun_s = Step(name=name), self.clock.monotonic_s()
+        self.steps.append(step)
+        try:
+            yield step
+        except (LorryError, ProviderError) as err:
+            step.health, step.said = Health.TROUBLE, str(err)
+            raise
+        finally:
+            step.seconds = self.clock.monotonic_s() - begun_s
+
+    def note(self, name: str, said: str, *, seconds: float = 0.0, health: Health = Health.OK) -> None:
+        """A step that was timed elsewhere."""
+        self.steps.append(Step(name=name, said=said, seconds=seconds, health=health))
+
+
+def plan(name: str, cap_usd: Decimal, tools: Tools) -> Plan:
+    """The cheapest machines of one cloud, and what the drill would cost on them. Raises `UsageError` for a cloud that there is not."""
+    if name not in providers.PROVIDERS:
+        raise UsageError(f"there is no provider {name!r}", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
+    wanted = Requirements(disk_gib=DISK_GIB, min_reliability=0.9, verified_only=True)
+    return make_plan(LOAD, offers([name], wanted, tools), wanted, cap_usd=cap_usd)
+
+
+def in_words(name: str, ranked: Plan) -> str:
+    """What is about to be rented, and what it costs."""
+    best = ranked.best
+    return (
+        f"the drill rents a {best.offer.gpu_name} at {name} {best.offer.region}".rstrip()
+        + f" for ${best.offer.prices.usd_per_hour(DISK_GIB):.3f} an hour, for some minutes:"
+        f" about ${best.estimate.usd['p50']:.3f}, ${worst_usd(best, DISK_GIB):.2f} at worst; the cap is ${ranked.cap_usd}"
+    )
+
+
+def drill(name: str, ranked: Plan, folder: RunFolder, tools: Tools) -> dict[str, Any]:
+    """From a confirmed plan to the document of what was seen."""
+    order = Order(
+        run=folder.id,
+        providers=(name,),
+        requirements=Requirements(disk_gib=DISK_GIB),
+        cap_usd=ranked.cap_usd,
+        max_hours=None,
+        image=DEFAULT_IMAGE,
+        boot_timeout_s=BOOT_S,
+        jobs=(),
+        items=(),
+        load=LOAD,
+    )
+    write_order(folder, order)
+    seen = Seen(tools.clock)
+    with folder.driving(), tools.interrupts.caught():
+        ledger = open_books(order, ranked, folder, tools)
+        trip = Trip(
+            order=order, folder=folder, ledger=ledger, tools=tools, progress=progress_of(folder), candidates=lambda: ranked.candidates
+        )
+        before = _account(tools.provider(name), seen)
+        err: LorryError | ProviderError | None = None
+        try:
+            _exercise(trip, seen)
+        except (LorryError, ProviderError) as raised:
+            err = raised
+        _times_of(trip, seen)
+        receipt = close(trip, err)
+        _money(tools.provider(name), trip, before, seen)
+    document = _document(name, receipt, seen, err, tools.clock.now())
+    folder.write("drill.json", document)
+    return document
+
+
+def _exercise(trip: Trip, seen: Seen) -> None:
+    """The machine's life. Leaving the block sees, and says, that it is gone, whoever ended it."""
+    with rented(trip) as machine:
+        with seen.step("host key") as step:
+            step.said = _host_key(trip, machine)
+        if machine.lease.provider.self_destroy is None:
+            words = f"machines of {machine.lease.provider.name} have no guard: this computer ends the machine"
+            seen.note("guard", words, health=Health.WARNING)
+            return
+        with seen.step("guard lives") as step:
+            guarded(trip, machine)
+            step.said = "it has read its own machine with the key that can end it"
+        with seen.step("guard ends the machine") as step:
+            step.said = _ended_by_guard(trip, machine)
+
+
+def _host_key(trip: Trip, machine: Machine) -> str:
+    """A second login by itself must meet the key that the first one pinned."""
+    pinned = machine.shell.keys
+    again = Shell(machine.shell.endpoint, KeyFiles(private=pinned.private, known_hosts=pinned.known_hosts), trip.clock)
+    try:
+        first, second = machine.shell.connect(), again.connect()
+    finally:
+        again.close()
+    assert first == second, "a key that differs from the pinned one is refused when it connects"
+    return f"the same at two logins: {second}"
+
+
+def _ended_by_guard(trip: Trip, machine: Machine) -> str:
+    """Tell the guard that its time is nearly over, and only look on. Raises `MachineFailed` when the machine does not go."""
+    told = guard.beat(machine.shell.read(f"{guard.FOLDER}/guard.json", most=65536))
+    if told is None:
+        raise MachineFailed("the guard tells nothing any more")
+    machine.shell.check(commands.write(f"{guard.FOLDER}/lease.json"), stdin=guard.lease((told.serial or 0) + 1, LEFT_S))
+    machine.shell.close()
+    trip.enter("drill", f"the guard has {LEFT_S:.0f} s left; this computer only watches")
+    begun_s = trip.clock.monotonic_s()
+    statuses: list[str] = []
+    while (waited := trip.clock.monotonic_s() - begun_s) < LEFT_S + GUARD_S:
+        trip.check_boot()
+        try:
+            instance = machine.lease.describe()
+        except ProviderError as err:
+            if not err.transient:
+                raise
+            trip.pulse(str(err))
+        else:
+            if not statuses or statuses[-1] != instance.status:
+                statuses.append(str(instance.status))
+            if instance.status is InstanceStatus.GONE:
+                return f"gone {max(0.0, waited - LEFT_S):.0f} s after its time was over, by the guard alone ({' → '.join(statuses)})"
+            trip.pulse(f"the cloud says {instance.status}")
+        trip.clock.sleep(LOOK_S)
+    raise MachineFailed(
+        f"the guard did not end the machine in {GUARD_S:.0f} s ({' → '.join(statuses)}); this computer ended it",
+        hint="do not leave machines of this cloud alone; send drill.json to lorry's issues",
+    )
+
+
+def _account(provider: Provider, seen: Seen) -> Account | None:
+    with seen.step("account") as step:
+        try:
+            account = provider.account()
+        except ProviderError as err:  # renting will say so too
+            step.health, step.said = Health.TROUBLE, str(err)
+            return None
+        lacks = f", the key lacks {', '.join(account.lacks)}" if account.lacks else ""
+        step.said = ("balance not told" if account.balance_usd is None else f"${account.balance_usd:.4f} prepaid") + lacks
+        return account
+
+
+def _times_of(trip: Trip, seen: Seen) -> None:
+    """What the book knows of each attempt: how long the create, the boot and the end took."""
+    at: dict[tuple[int, str], datetime] = {}
+    for entry in trip.ledger.entries:
+        at.setdefault((entry.attempt, entry.kind), entry.at)
+    rows: list[Step] = []
+    for number, attempt in trip.book().attempts.items():
+        for name, begin, end, said in (
+            ("rent", Signal.INTENT, Signal.LAUNCHED, _machine_words(attempt)),
+            ("boot", Signal.LAUNCHED, Signal.REACHABLE, "until it let this computer log in"),
+            ("seen to be gone", Signal.GIVE_UP, Signal.GONE, "described as gone, and in no listing, twice"),
+        ):
+            if (number, begin) in at and (number, end) in at:
+                rows.append(Step(name=name, said=said, seconds=(at[number, end] - at[number, begin]).total_seconds()))
+        if attempt.told and (number, Signal.REACHABLE) not in at:
+            rows.append(Step(name="given up", said=attempt.told, health=Health.WARNING))
+    first = 1  # the account comes first
+    last = [row for row in rows if row.name == "seen to be gone"]
+    seen.steps[first:first] = [row for row in rows if row not in last]
+    seen.steps += last
+
+
+def _machine_words(attempt: Attempt) -> str:
+    return f"{attempt.gpu}, ${attempt.usd_per_hour:.3f}/h, {attempt.instance_id}, labelled {attempt.label}"
+
+
+def _money(provider: Provider, trip: Trip, before: Account | None, seen: Seen) -> None:
+    """What the cloud charged, by its own records and by the balance; some tell it at once, some within the hour."""
+    ids = [id_ for attempt in trip.book().attempts.values() for id_ in attempt.instance_ids]
+    with seen.step("bill") as step:
+        until_s, billed = trip.clock.monotonic_s() + BILL_S, None
+        try:
+            while (billed := _billed(provider, ids)) is None and trip.clock.monotonic_s() < until_s:
+                trip.clock.sleep(LOOK_S)
+            after = provider.account().balance_usd if before is not None else None
+        except ProviderError as err:
+            step.health, step.said = Health.WARNING, str(err)
+            return
+        metered = f"metered ${trip.spent_usd():.4f}"
+        step.said = f"{metered}, " + (
+            f"billed ${billed:.4f}" if billed is not None else f"not billed yet: lorry cost {trip.folder.id} asks again"
+        )
+        if before is not None and before.balance_usd is not None and after is not None:
+            step.said += f"; the balance went down by ${before.balance_usd - after:.4f}"
+
+
+def _billed(provider: Provider, ids: list[str]) -> Decimal | None:
+    told = [provider.billed_usd(id_) for id_ in ids]
+    return None if None in told else sum((usd for usd in told if usd is not None), Decimal(0))
+
+
+def _document(name: str, receipt: dict[str, Any], seen: Seen, err: LorryError | ProviderError | None, now: datetime) -> dict[str, Any]:
+    from .tools import version
+
+    ended = outcome_of(err)
+    code = 10 if receipt["exit_code"] == 10 else ended["exit_code"]
+    return {
+        "drill": receipt["run"],
+        "provider": name,
+        "lorry": version(),
+        "at": now.astimezone(UTC).isoformat(timespec="seconds"),
+        "passed": code == 0 and any(s.name == "guard ends the machine" and s.health is Health.OK for s in seen.steps),
+        "exit_code": code,
+        "message": ended["message"],
+        "hint": ended["hint"],
+        "steps": [step.as_json() for step in seen.steps],
+        "machines": receipt["machines"],
+        "cost": receipt["cost"],
+        "folder": receipt["folder"],
+    }
+
+
+def command(name: str, *, budget: str, yes: bool, as_json: bool) -> int:
+    """`lorry doctor --drill`: show the price, ask, drill, print the table."""
+    from . import console
+    from .home import Home
+    from .keeper import kept
+    from .prepare import cap_of
+    from .tools import make_tools
+
+    tools, home = make_tools(as_json=as_json), Home.from_env()
+    home.make()
+    ranked = plan(name, cap_of(budget), tools)
+    tools.view.say(in_words(name, ranked))
+    if not yes:
+        if as_json or not console.is_terminal():
+            raise UsageError("a drill costs money, and there is no terminal to ask on", hint="say yes beforehand with -y")
+        if not console.ask("rent it?"):
+            console.talk("nothing was rented")
+            return 0
+    folder = home.new_run(f"drill-{name}")
+    tools.view.say(f"drill {folder.id}")
+    with kept(folder):
+        document = drill(name, ranked, folder, tools)
+    if as_json:
+        console.json_document(document)
+    else:
+        console.steps(document["steps"])
+        console.talk(_last_words(document))
+    return int(document["exit_code"])
+
+
+def _last_words(document: dict[str, Any]) -> str:
+    where = f"{document['folder']}/drill.json"
+    if document["passed"]:
+        return f"the machine ended itself, and the cloud agrees. All of it is in {where}"
+    return f"{document['message'] or 'the guard was not seen to end the machine'}. All of it is in {where}"
