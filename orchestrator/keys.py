@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 DEFAULT_IMAGE = "pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime"
 """Brings Python and torch, and is so common that many hosts have it cached; CUDA 12.8 knows cards up to Blackwell."""
 
-ProviderName = Literal["vast", "runpod", "ssh", "sandbox", "local"]
+ProviderName = Literal["vast", "runpod", "tensordock", "ssh", "sandbox", "local"]
 
 PROVIDERS: dict[ProviderName, str] = {
     "vast": "Vast.ai: the marketplace, cheapest",
     "runpod": "RunPod: secure and community cloud",
+    "tensordock": "TensorDock: whole virtual machines; never tried live, and they have no guard",
     "ssh": "a machine of yours, over SSH",
     "sandbox": "the practice cloud on this computer; nothing costs anything",
     "local": "this computer",

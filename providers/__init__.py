@@ -15,6 +15,7 @@ PROVIDERS = {
     "runpod": "providers.runpod:RunPod",
     "sandbox": "providers.sandbox.provider:Sandbox",
     "ssh": "providers.ssh:SSH",
+    "tensordock": "providers.tensordock:TensorDock",
     "vast": "providers.vast:Vast",
 }
 """The word in `machine.providers` -> where its class is. Add a line for a new file; a test compares the two."""

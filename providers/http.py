@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 from json import dumps
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from .errors import AuthError, NoKey, ProviderError, RateLimited, Unavailable, UnexpectedResponse
 
+T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 TIMEOUT_S = 30.0
@@ -46,6 +47,22 @@ def as_agreed(model: type[M], data: Any, *, cloud: str, ids: tuple[str, ...] = (
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "all of it"
         raise UnexpectedResponse(f"{cloud}'s answer is not as agreed: {place}: {first['msg']}", instance_ids=ids) from error
+
+
+def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return read(value)
+    except (ValueError, ArithmeticError):
+        return None
+
+
+OddIsNone = Annotated[T | None, WrapValidator(_or_none)]
+"""A field that we can do without: an odd price must not hide that a machine is there and bills."""
+
+
+def record(data: object) -> dict[str, Any]:
+    """`data` where it is a JSON object; an empty one where it is anything else."""
+    return data if isinstance(data, dict) else {}
 
 
 def no_ids(_: Any) -> tuple[str, ...]:

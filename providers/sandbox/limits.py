@@ -36,7 +36,7 @@ class Limits:
         for window in windows:
             number, into = divmod(now, window.seconds)
             began, calls = self._counts.get((endpoint, identity, window.name), (int(number), 0))
-            calls = (calls if began == int(number) else 0) + (1 if self.scale else 0)
+            calls = (calls if began == int(number) else 0) + 1 if self.scale else 0  # switched off, all is forgotten
             self._counts[endpoint, identity, window.name] = int(number), calls
             found.append((window, window.quota - calls, window.seconds - into))
         return found

@@ -68,8 +68,9 @@ exec "$@"
 
 LOGIN = """\
 #!/bin/sh
-# The login shell above us may have read its owner's startup files: nothing of theirs gets in.
-clean() {{ exec /usr/bin/env -i TERM="${{TERM:-dumb}}" SSH_CONNECTION="$SSH_CONNECTION" {enter} "$@"; }}
+# The login shell above us may have read its owner's startup files: nothing of theirs gets in. By SSH_CLIENT bash knows that it is a login's
+# and reads the machine's own ~/.bashrc.
+clean() {{ exec /usr/bin/env -i TERM="${{TERM:-dumb}}" SSH_CONNECTION="$SSH_CONNECTION" SSH_CLIENT="$SSH_CLIENT" {enter} "$@"; }}
 if [ -n "$SSH_ORIGINAL_COMMAND" ]; then clean {shell} -c "$SSH_ORIGINAL_COMMAND"; fi
 clean {shell} -i
 """

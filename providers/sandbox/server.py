@@ -41,6 +41,7 @@ from .market import AccountRecord, BootTimes, Market, MarketError, State
 from .plain import Plain
 from .processes import ProcessId, identify
 from .runpod_face import RunPodFace
+from .tensordock_face import TensorDockFace
 from .vast_face import VastFace
 
 TICK_S = 0.5
@@ -248,7 +249,7 @@ class Server:
 
 def every_face() -> tuple[Face, ...]:
     """The tongues that a practice cloud speaks."""
-    return (Plain(), VastFace(), RunPodFace())
+    return (Plain(), VastFace(), RunPodFace(), TensorDockFace())
 
 
 def _hold(folder: Path) -> IO[bytes]:

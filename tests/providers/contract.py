@@ -60,6 +60,8 @@ class Cloud(Protocol):
 class ProviderContract:
     """What every provider keeps to."""
 
+    disk_gib = DISK_GIB
+
     @pytest.fixture(autouse=True)
     def _clean(self, cloud: Cloud) -> Iterator[None]:
         yield
@@ -69,7 +71,7 @@ class ProviderContract:
 
     def spec(self, cloud: Cloud, label: str = "lorry-test", **fields: object) -> LaunchSpec:
         key = cloud.ssh_key.with_suffix(".pub").read_text().strip()
-        return replace(LaunchSpec(label=label, image="pytorch:2", disk_gib=DISK_GIB, ssh_public_key=key), **fields)
+        return replace(LaunchSpec(label=label, image="pytorch:2", disk_gib=self.disk_gib, ssh_public_key=key), **fields)
 
     def offer(self, cloud: Cloud) -> Offer:
         return min(cloud.provider.offers(NEEDS), key=lambda offer: offer.prices.gpu_usd_per_hour)
@@ -114,7 +116,7 @@ class ProviderContract:
         assert instance.label == "lorry-me-1"
         assert instance.status in (InstanceStatus.PENDING, InstanceStatus.RUNNING)
         for seen in (cloud.provider.describe(instance.id), *cloud.provider.instances()):
-            assert (seen.id, seen.label, seen.gpu_name, seen.disk_gib) == (instance.id, "lorry-me-1", offer.gpu_name, DISK_GIB)
+            assert (seen.id, seen.label, seen.gpu_name, seen.disk_gib) == (instance.id, "lorry-me-1", offer.gpu_name, self.disk_gib)
             assert seen.prices in (offer.prices, None)
             assert seen.created_at is None or seen.created_at.tzinfo
 
@@ -122,7 +124,8 @@ class ProviderContract:
         env = {"GREETING": 'it\'s "me" $HOME\nand more'}
         instance = self.launch(cloud, env=env, onstart='echo "$GREETING" > greeted')
         instance = wait_for_ssh(cloud.provider, instance.id)
-        said = login(cloud, instance, 'printenv GREETING; until [ -s greeted ]; do sleep 0.05; done; cat greeted; echo "end=$?"')
+        look = 'printenv GREETING; until [ -s greeted ]; do sleep 0.05; done; cat greeted; echo "end=$?"'
+        said = login(cloud, instance, look, patience_s=20)
         assert said == (env["GREETING"] + "\n") * 2 + "end=0\n"
 
     def test_an_offer_that_has_gone_is_no_capacity_and_rents_nothing(self, cloud: Cloud) -> None:
@@ -269,8 +272,13 @@ def ssh_options(key: Path) -> list[str]:
     return ["-F", "none", "-i", str(key), *(word for option in options for word in ("-o", option))]
 
 
-def login(cloud: Cloud, instance: Instance, command: str, *, key: Path | None = None) -> str:
-    """What `command` printed on the machine."""
+def login(cloud: Cloud, instance: Instance, command: str, *, key: Path | None = None, patience_s: float = 0.0) -> str:
+    """What `command` printed on the machine. `patience_s`: the key may come so much later than the address."""
     assert instance.ssh
     words = ["ssh", *ssh_options(key or cloud.ssh_key), "-p", str(instance.ssh.port), f"{instance.ssh.user}@{instance.ssh.host}", command]
-    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL).stdout
+    deadline = time.monotonic() + patience_s
+    while True:
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+        if done.returncode != 255 or time.monotonic() > deadline:  # ssh's own failures
+            done.check_returncode()
+            return done.stdout
