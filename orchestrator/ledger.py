@@ -85,6 +85,7 @@ class Ledger:
     def __init__(self, path: Path, clock: Clock) -> None:
         self._path = path
         self._clock = clock
+        self._named = False
         self.entries = read_entries(path.read_bytes()) if path.exists() else []
         self._book = Book(self.entries)
         self._set_back = max(self.entries[-1].at - clock.now(), timedelta(0)) if self.entries else timedelta(0)
@@ -94,16 +95,16 @@ class Ledger:
         """Append a fact, durably: when this returns, a power cut cannot take it back."""
         self._seq += 1  # never used twice: a write that failed may stand in the file all the same
         entry = Entry(seq=self._seq, at=self.now(), kind=kind, attempt=attempt, data=data)
-        new = not self._path.exists()
         crashpoint(f"{kind}-unwritten")
         with self._path.open("ab") as file:
-            if not new and not _ends_a_line(self._path):
+            if not _ends_a_line(self._path):
                 file.write(b"\n")  # a torn tail must not swallow this entry
             file.write(to_line(entry))
             file.flush()
             os.fsync(file.fileno())
-        if new:
+        if not self._named:  # whoever made the file may have died before its name was sure
             sync_folder(self._path.parent)
+            self._named = True
         self.entries.append(entry)
         self._book = self._book.and_then(entry)
         crashpoint(f"{kind}-written")
