@@ -17,6 +17,7 @@ ENVIRONMENT: dict[str, str] = {
     "LORRY_SANDBOX_KEY": "The key of that practice cloud, as `lorry sandbox --json` printed it.",
     "LORRY_SANDBOX_MACHINE": "Set by the practice cloud on its machines' processes, so that it finds them again.",
     "LORRY_KEEPER": "off: runs get no keeper, and lost machines are only told of; for scripts that look after their runs themselves.",
+    "LORRY_PRACTICE_GPU": "Set by the practice cloud on its machines: the card that they play. Believed only of machines on this computer.",
     "LORRY_CRASH_AT": "For tests: where lorry kills itself; `orchestrator/crashpoints.py` lists the places.",
     "LORRY_SUPERVISOR_PID": "Set by the trainer's supervisor for its worker, which ends when its supervisor has.",
     "NO_COLOR": "Set to anything: no colours.",

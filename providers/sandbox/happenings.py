@@ -9,10 +9,24 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
+from .cards import Card
 from .market import Market, MarketError, Rental
 
 What = Literal[
-    "outbid", "floor", "price", "announce", "offer_price", "offline", "online", "expire", "stuck", "exit", "ports_late", "limits"
+    "outbid",
+    "floor",
+    "price",
+    "announce",
+    "offer_price",
+    "offline",
+    "online",
+    "expire",
+    "stuck",
+    "exit",
+    "ports_late",
+    "limits",
+    "card",
+    "line",
 ]
 
 
@@ -26,6 +40,7 @@ class Happening:
     usd_per_hour: Decimal | None = None
     seconds: float = 0.0
     scale: float = 1.0
+    card: Card | None = None
 
 
 def happen(market: Market, happening: Happening) -> None:
@@ -34,7 +49,9 @@ def happen(market: Market, happening: Happening) -> None:
     outbid: somebody bids more than the machine's tenant. floor: the least bid for `offer` is now this. price: the machine's GPU costs
     this from now on. announce: its host asks for this price. offer_price: the offer costs this from now on. offline, online: its host is
     off the net, and back. expire: its contract ends now. stuck: it boots for ever. exit: its init ends. ports_late: addresses come so
-    many seconds after `running`, from now on. limits: rate limits are so many times as strict as documented; 0 ends them.
+    many seconds after `running`, from now on. limits: rate limits are so many times as strict as documented; 0 ends them. card: machines
+    rented from `offer` from now on have this card, whatever is offered; without an offer, the next machine that is rented. line: theirs
+    lets `scale` bytes a second through each way.
     """
     if happening.what == "limits":
         market.limits.scale = happening.scale
@@ -44,6 +61,12 @@ def happen(market: Market, happening: Happening) -> None:
         market.state.floors[happening.offer] = _usd(happening)
     elif happening.what == "offer_price":
         market.state.gpu_prices[happening.offer] = _usd(happening)
+    elif happening.what == "card":
+        if happening.card is None:
+            raise MarketError(422, "invalid_request", "card needs a card")
+        market.state.cards[happening.offer] = happening.card
+    elif happening.what == "line":
+        market.state.lines[happening.offer] = happening.scale
     else:
         _to_machine(market, happening, _rental(market, happening.machine))
     market.tick()

@@ -6,7 +6,7 @@ survives the server that started it.
 
 The folder, of which this process makes image, etc and the last two:
 
-    spec.json        what the create call gave: environment, key, onstart, mark
+    spec.json        what the create call gave: environment, key, onstart, mark; and how fast its line is
     root/            HOME and workspace of whoever logs in
     image/           its own Python environment, with all packages of this computer's
     etc/             host key, sshd_config, `enter` (sets the environment) and `login` (what sshd runs)
@@ -31,6 +31,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -192,12 +193,15 @@ def spawn(command: list[str], *, stdin: int, stdout: int, log: Path) -> int:
     )
 
 
-def pump(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
-    """Relay one direction until it ends."""
+def pump(source: socket.socket, sink: socket.socket, count: Callable[[int], None], bytes_per_s: float) -> None:
+    """Relay one direction until it ends, at the speed of the machine's line; 0: as fast as it goes."""
+    most = max(1024, min(CHUNK, int(bytes_per_s / 16))) if bytes_per_s else CHUNK
     with suppress(OSError):  # one side hung up: over for both, and the other pump sees it too
-        while chunk := source.recv(CHUNK):
+        while chunk := source.recv(most):
             count(len(chunk))
             sink.sendall(chunk)
+            if bytes_per_s:
+                time.sleep(len(chunk) / bytes_per_s)
         sink.shutdown(socket.SHUT_WR)
         return
     for end in (source, sink):
@@ -205,7 +209,7 @@ def pump(source: socket.socket, sink: socket.socket, count: Callable[[int], None
             end.shutdown(socket.SHUT_RDWR)
 
 
-def serve_connection(client: socket.socket, folder: Path, counters: Counters) -> None:
+def serve_connection(client: socket.socket, folder: Path, counters: Counters, bytes_per_s: float) -> None:
     """One login: its own sshd, and two pumps that count."""
     ours, theirs = socket.socketpair()
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -213,19 +217,19 @@ def serve_connection(client: socket.socket, folder: Path, counters: Counters) ->
         with theirs:
             command = [sshd_path(), "-i", "-e", "-f", str(folder / "etc" / "sshd_config")]
             spawn(command, stdin=theirs.fileno(), stdout=theirs.fileno(), log=folder / "boot.log")
-        inward = threading.Thread(target=pump, args=(client, ours, lambda n: counters.add(0, n)), daemon=True)
+        inward = threading.Thread(target=pump, args=(client, ours, lambda n: counters.add(0, n), bytes_per_s), daemon=True)
         inward.start()
-        pump(ours, client, lambda n: counters.add(1, n))
+        pump(ours, client, lambda n: counters.add(1, n), bytes_per_s)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)  # sshd has gone: nothing can answer any more
         inward.join()
 
 
-def accept_for_ever(listener: socket.socket, folder: Path, counters: Counters) -> None:
+def accept_for_ever(listener: socket.socket, folder: Path, counters: Counters, bytes_per_s: float) -> None:
     """A thread for each connection."""
     while True:
         client, _ = listener.accept()
-        threading.Thread(target=serve_connection, args=(client, folder, counters), daemon=True).start()
+        threading.Thread(target=serve_connection, args=(client, folder, counters, bytes_per_s), daemon=True).start()
 
 
 def become_init() -> None:
@@ -262,7 +266,8 @@ def main(folder: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     counters = Counters(folder / "traffic")
     state = {"pid": os.getpid(), "started": int(stat[19]), "port": listener.getsockname()[1], "host_key": host_key}
-    threading.Thread(target=accept_for_ever, args=(listener, folder, counters), daemon=True).start()
+    line = float(spec.get("bytes_per_s", 0))
+    threading.Thread(target=accept_for_ever, args=(listener, folder, counters, line), daemon=True).start()
     if re.search(r"\S", spec["onstart"]):
         run_onstart(folder, spec["onstart"])
     write_whole(folder / "init.json", json.dumps(state))

@@ -44,6 +44,8 @@ class Boot:
     ssh_public_key: str
     env: Mapping[str, str]
     onstart: str
+    bytes_per_s: float = 0.0
+    """What its line lets through, each way; 0: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,7 @@ class RealMachines:
         if not (folder / "traffic").exists():
             (folder / "traffic").write_bytes(bytes(16))
         spec = {"ssh_public_key": boot.ssh_public_key, "env": {**boot.env, MARK: boot.mark}, "onstart": boot.onstart}
+        spec["bytes_per_s"] = boot.bytes_per_s
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-I", machine.__file__, str(folder)]
         if self._private_run:

@@ -19,6 +19,7 @@ from typing import Any
 from providers.base import LaunchSpec, Offer
 
 from .billing import Bill, Event, MachineBill, fold
+from .cards import VARIABLE, Card, as_offered, told
 from .limits import Limits
 from .machines import Boot, Machines, Seen
 
@@ -109,6 +110,8 @@ class Rental:
     """A higher GPU price that the host asks for and the customer has not answered."""
     ssh_keys: tuple[str, ...] = ()
     """Let in beside those of the create call."""
+    bytes_per_s: float = 0.0
+    """What its line lets through each way; 0: all."""
 
     @property
     def booted_at(self) -> datetime:
@@ -128,6 +131,10 @@ class State:
     """Offer -> the least bid that runs, where somebody has moved it."""
     gpu_prices: dict[str, Decimal] = field(default_factory=dict)
     """Offer -> what its GPU costs an hour since its host has changed it."""
+    cards: dict[str, Card] = field(default_factory=dict)
+    """Offer -> the card that its machine really has; "" is whichever is rented next."""
+    lines: dict[str, float] = field(default_factory=dict)
+    """Offer -> bytes a second, each way, that its machine's line lets through; "" likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +260,10 @@ class Market:
         if terms.bid_usd_per_hour is not None and terms.bid_usd_per_hour < self.floor_usd_per_hour(offer_id):
             rental = replace(rental, exited_at=rental.created_at, out=Out.BID, gpu_waits=True, status_text=str(Out.BID))
         theirs = env(rental) if callable(env) else env
-        rental = replace(rental, machine_env={"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key, **theirs, **spec.env})
+        card = self.state.cards.pop("", None) or self.state.cards.get(offer_id) or as_offered(rental.offer)
+        ours = {"SANDBOX_INSTANCE_ID": rental.id, "SANDBOX_INSTANCE_KEY": rental.key, VARIABLE: told(card)}
+        line = self.state.lines.pop("", None) or self.state.lines.get(offer_id, 0.0)
+        rental = replace(rental, machine_env={**ours, **theirs, **spec.env}, bytes_per_s=line)
         self.state.next_id += 1
         self.state.rentals.append(rental)
         self._save(self.state)
@@ -273,7 +283,13 @@ class Market:
 
     def _boot_machine(self, rental: Rental) -> None:
         spec = rental.spec
-        boot = Boot(mark=rental.mark, ssh_public_key=spec.ssh_public_key, env=rental.machine_env, onstart=spec.onstart)
+        boot = Boot(
+            mark=rental.mark,
+            ssh_public_key=spec.ssh_public_key,
+            env=rental.machine_env,
+            onstart=spec.onstart,
+            bytes_per_s=rental.bytes_per_s,
+        )
         self.machines.start(rental.id, boot)
 
     def _check(self, account: AccountRecord, offer_id: str, spec: LaunchSpec) -> None:
