@@ -71,6 +71,11 @@ def set_up(base: str) -> Argv:
     return ["sh", f"{base}/{SETUP}", base]
 
 
+def environment(base: str) -> str:
+    """The interpreter that the set-up makes where the image has none with every package."""
+    return f"{base}/env/python"
+
+
 def write(path: str) -> Argv:
     """Put stdin into a file that appears under its name only when it is whole."""
     return ["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "write", path]

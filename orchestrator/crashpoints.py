@@ -14,9 +14,11 @@ VARIABLE = "LORRY_CRASH_AT"
 LEDGER_KINDS = (
     "opened",
     "confirmed",
+    "chosen",
     "intent",
     "launched",
     "reachable",
+    "inspected",
     "moved",
     "shipped",
     "started",

@@ -22,6 +22,12 @@ PROOF_S = 60.0
 LOOK_S = 0.5
 
 
+class GuardUnproven(MachineFailed):
+    """The machine's guard was not seen to work."""
+
+    code = "LRY-GUARD"
+
+
 def text(provider: Provider, most_s: float) -> str:
     """What a machine runs in its first second; empty at clouds whose machines cannot end themselves."""
     call = provider.self_destroy
@@ -31,7 +37,7 @@ def text(provider: Provider, most_s: float) -> str:
 def guarded(trip: Trip, machine: Machine) -> None:
     """Claim the machine from its guard for as long as the cap lasts, and see the guard prove itself.
 
-    Raises `MachineFailed` when it does not, before anything is sent there; where training goes on already, that is only said.
+    Raises `GuardUnproven` when it does not, before anything is sent there; where training goes on already, that is only said.
     """
     lease = machine.lease
     if lease.provider.self_destroy is None:
@@ -71,7 +77,7 @@ def _refuse(trip: Trip, machine: Machine) -> None:
     if trip.order.unguarded or trip.book().attempts[machine.number].phase in {Phase.TRAINING, Phase.PULLING}:
         trip.say(f"{words}: should this computer be lost, only lorry reap ends it")
         return
-    raise MachineFailed(words, hint="run again for another machine, or with --unguarded: then this computer must stay on")
+    raise GuardUnproven(words, hint="run again for another machine, or with --unguarded: then this computer must stay on")
 
 
 def _beat(machine: Machine) -> guard.Beat | None:

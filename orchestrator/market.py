@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -10,17 +11,23 @@ from providers.base import Offer, Requirements
 from providers.errors import ProviderError
 
 from .order import Order
-from .plan import Plan, make_plan
+from .plan import Load, Plan, make_plan
 from .trip import Tools
 
 ENOUGH_OFFERS = 8
 """Kept in plan.json; more is no help to a reader."""
 
 
-def market(order: Order, tools: Tools, *, spent_usd: Decimal = Decimal(0)) -> Plan:
-    """What could be rented for this order now."""
-    found = offers(order.providers, order.requirements, tools)
-    return make_plan(order.load, found, order.requirements, cap_usd=order.cap_usd, spent_usd=spent_usd)
+def market(
+    order: Order, tools: Tools, *, load: Load, spent_usd: Decimal, avoid: Iterable[tuple[str, str]] = (), steady: bool = False
+) -> Plan:
+    """What could be rented now for what is left of this order, without machines that failed any run of this computer lately.
+
+    `avoid`: machines that this run has lost. `steady`: only what nobody can outbid.
+    """
+    wanted = replace(order.requirements, interruptible=order.requirements.interruptible and not steady)
+    bad = {*tools.memory.bad(tools.clock.now()), *avoid}
+    return make_plan(load, offers(order.providers, wanted, tools), wanted, cap_usd=order.cap_usd, spent_usd=spent_usd, avoid=bad)
 
 
 def offers(names: Iterable[str], wanted: Requirements, tools: Tools) -> list[Offer]:

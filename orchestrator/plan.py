@@ -8,7 +8,7 @@ and round figures for booting and setting up. Sources of the constants stand bes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
@@ -18,7 +18,9 @@ from providers.base import Offer, Prices, Requirements
 from .budget import GIB, WAY_OUT_S, rounded_up, time_usd, traffic_usd
 from .errors import NoOffer, OverBudget
 from .gpus import gpu
+from .risk import Waste, waste
 
+FAILED_US = "failed us lately"
 MIB = 1024**2
 MOST = 1e6
 """GiB or megabits a second; nothing on any market comes near."""
@@ -128,6 +130,18 @@ class Candidate:
 
     offer: Offer
     estimate: Estimate
+    waste: Waste
+
+    @property
+    def expected_usd(self) -> Decimal:
+        """The whole run's P50, and what this machine is expected to waste: what offers are ranked by."""
+        return self.estimate.usd["p50"] + self.waste.usd
+
+    @property
+    def rank(self) -> tuple[Decimal, float, float, str, str]:
+        """Cheapest first; of two that cost the same the quicker, then the steadier. No two offers are equal, so the order is one."""
+        seconds = self.estimate.seconds.p50 + self.waste.seconds
+        return self.expected_usd, seconds, -self.offer.reliability, self.offer.provider, self.offer.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +221,17 @@ def estimate(load: Load, offer: Offer, disk: int) -> Estimate:
     return Estimate(phases=phases, usd=usd, vram_bytes=vram_bytes(load))
 
 
+def candidate(load: Load, offer: Offer, disk: int) -> Candidate:
+    """An offer with what the run would cost on it."""
+    made = estimate(load, offer, disk)
+    return Candidate(offer=offer, estimate=made, waste=waste(load, offer, disk, made.phases))
+
+
+def is_own(offer: Offer) -> bool:
+    """Whether the machine is one of the user's: nobody is paid for it, and no image is run on it."""
+    return offer.prices.gpu_usd_per_hour == 0
+
+
 def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
     """The reason to leave `offer` out; empty when it fits. Clouds do not always apply the filters they were given."""
     checks = {
@@ -244,12 +269,13 @@ def make_plan(
     wanted: Requirements,
     *,
     cap_usd: Decimal,
-    avoid: Sequence[str] = (),
+    avoid: Collection[tuple[str, str]] = (),
     spent_usd: Decimal = Decimal(0),
 ) -> Plan:
-    """Rank the offers that fit by what the whole run costs on them.
+    """Rank the offers that fit by what the whole run is expected to cost on them.
 
-    `avoid`: machine ids that failed us. `spent_usd`: what earlier machines of the run have cost; the cap covers it too.
+    `avoid`: machines that failed us, by provider and machine id. `spent_usd`: what earlier machines of the run have cost; the cap
+    covers it too.
 
     Raises `NoOffer` when none fits and `OverBudget` when none can be paid.
     """
@@ -257,15 +283,17 @@ def make_plan(
     left_out: Counter[str] = Counter()
     fitting: list[Candidate] = []
     for offer in offers:
-        reason = "failed us lately" if offer.machine_id in avoid else why_not(offer, wanted, vram)
+        reason = why_not(offer, wanted, vram) or (FAILED_US if (offer.provider, offer.machine_id) in avoid else "")
         if reason:
             left_out[reason] += 1
         else:
-            fitting.append(Candidate(offer=offer, estimate=estimate(load, offer, wanted.disk_gib)))
+            fitting.append(candidate(load, offer, wanted.disk_gib))
     seen = len(fitting) + left_out.total()
     if not fitting:
-        raise NoOffer(_nothing_fits(seen, left_out), hint="loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions")
-    fitting.sort(key=lambda c: (c.estimate.usd["p50"], c.estimate.seconds.p50, c.offer.id))
+        again = "; lorry offers --forget all tries those again that failed" if left_out[FAILED_US] else ""
+        loosen = "loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions"
+        raise NoOffer(_nothing_fits(seen, left_out), hint=loosen + again)
+    fitting.sort(key=lambda c: c.rank)
     payable = [c for c in fitting if spent_usd + worst_usd(c, wanted.disk_gib) <= cap_usd]
     if not payable:
         raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd)

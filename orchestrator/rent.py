@@ -7,26 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from providers.base import Instance, InstanceStatus, LaunchSpec
-from providers.errors import AuthError, ProviderError, Refused
+from providers.base import Instance, InstanceStatus, LaunchSpec, Offer
+from providers.errors import AuthError, NoCapacity, ProviderError, Refused
 
 from . import guarding
-from .errors import MachineFailed, NoOffer, UsageError, outcome_of
+from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
+from .guarding import GuardUnproven, guarded
+from .inspecting import Unfit, inspected
 from .lease import Lease, NeverCreated
 from .ledger import Attempt
 from .lifecycle import Phase, Signal
-from .plan import Candidate
+from .memory import Fault
+from .plan import Candidate, is_own
 from .reconcile import label_for
 from .shell import Shell, make_keys
 from .trip import Trip
+from .trying import Failed, affordable, enough, hint, loss_remembered, offer_of, remember, tried, written
 
-TRIES = 5
-"""Machines that are tried before the run gives up; each one is paid for while it boots."""
 POLL_S = 1.0
 OVER = frozenset({InstanceStatus.GONE, InstanceStatus.STOPPED})
 """What a machine that boots does not come back from: its image does not start, or somebody bid more."""
@@ -36,12 +38,21 @@ MISSED_LOOKS = 5
 """A cloud may not know a new machine by its id for some seconds."""
 
 
+class OwnMachineUnfit(LorryError):
+    """A machine of the user's own is not what it was taken for: no other takes its place."""
+
+    code = "LRY-OWN-MACHINE"
+    exit_code = 6
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """A leased machine that lets us in."""
 
     lease: Lease
     shell: Shell
+    proven: bool = False
+    """Whether this process has seen its guard work and its hardware be what was offered."""
 
     @property
     def number(self) -> int:
@@ -51,19 +62,24 @@ class Machine:
 
 @contextmanager
 def rented(trip: Trip) -> Iterator[Machine]:
-    """Hold a machine that answers, for the length of the block.
+    """Hold a machine that answers, guards itself and is what was offered, for the length of the block.
 
     Takes up the lease that the ledger shows open, else rents along the plan's candidates. Leaving the
     block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
     """
-    for lease in _leases(trip):
+    for lease, offer in _leases(trip):
         with _given_back(trip, lease) as ending:
-            machine = _reach(trip, lease)
-            if machine is not None:
-                yield machine
+            found = _made_useful(trip, lease, offer)
+            if isinstance(found, Machine):
+                with loss_remembered(trip, lease, offer):
+                    yield found
                 ending.decide("the work is done", outcome_of(None))
                 return
-    raise NoOffer(f"no machine could be had: {trip.tried()}", hint="run again later, or loosen [machine]")
+            ending.why = found.why
+            trip.ledger.record("unfit", attempt=lease.number, fault=found.fault, why=found.why)
+            remember(trip, offer, found)
+            trip.say(f"{lease.gpu} at {lease.provider.name} is given back: {found.why}; trying the next")
+    raise NoOffer(f"no machine could be had: {tried(trip)}", hint=hint(trip))
 
 
 @contextmanager
@@ -73,7 +89,7 @@ def visited(trip: Trip) -> Iterator[Machine]:
     if taken is None or taken.phase not in {Phase.TRAINING, Phase.PULLING}:
         raise UsageError(f"run {trip.order.run} has no machine that trains now", hint="lorry ps shows where it stands")
     machine = _reach(trip, Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock))
-    if machine is None:
+    if isinstance(machine, Failed):
         raise MachineFailed(
             "the machine does not answer", hint=f"lorry attach {trip.order.run} takes it up, lorry down {trip.order.run} ends it"
         )
@@ -100,6 +116,10 @@ def _given_back(trip: Trip, lease: Lease) -> Iterator[_Ending]:
     ending = _Ending()
     try:
         yield ending
+    except MachineFailed as err:  # the machine's end, not the run's: another may be rented
+        ending.why = str(err)
+        trip.say(f"{lease.gpu} at {lease.provider.name} is lost to the run: {err}")
+        raise
     except BaseException as err:
         ending.decide(str(err) or type(err).__name__, outcome_of(err))
         raise
@@ -116,19 +136,23 @@ def give_back(trip: Trip, lease: Lease, why: str, outcome: dict[str, Any] | None
     trip.say(f"{lease.gpu} at {lease.provider.name}: destroyed, and seen to be gone")
 
 
-def _leases(trip: Trip) -> Iterator[Lease]:
-    """The open lease first, then one per candidate."""
+def _leases(trip: Trip) -> Iterator[tuple[Lease, Offer]]:
+    """The open lease first, then one per candidate, while trying is worth its money and time."""
     taken: Attempt | None = trip.book().current
     if taken is not None and (lease := adopted(trip, taken)) is not None:
         if taken.phase is Phase.RELEASING:
             give_back(trip, lease, taken.told)  # another process had given it up
         else:
-            yield lease
-    for candidate in trip.candidates()[:TRIES]:
+            yield lease, offer_of(trip, taken)
+    for candidate in trip.candidates():
         trip.check_boot()
+        if why := enough(trip):
+            raise NoOffer(f"{why}: {tried(trip)}", hint=hint(trip))
+        if not affordable(trip, candidate):
+            continue
         lease = _take(trip, candidate)
         if lease is not None:
-            yield lease
+            yield lease, candidate.offer
 
 
 def adopted(trip: Trip, taken: Attempt) -> Lease | None:
@@ -145,10 +169,12 @@ def adopted(trip: Trip, taken: Attempt) -> Lease | None:
 def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     offer = candidate.offer
     trip.enter("rent", f"{offer.gpu_name} at {offer.provider}, ${offer.prices.usd_per_hour(trip.order.requirements.disk_gib):.3f}/h")
+    number = trip.book().next_attempt
+    trip.ledger.record("chosen", number=number, expected_usd=candidate.expected_usd, offer=written(offer))
     keys = make_keys(trip.folder.path)
     most_s = trip.most_s(offer.prices, trip.order.requirements.disk_gib)
     spec = LaunchSpec(
-        label=label_for(trip.order.run, trip.book().next_attempt, trip.clock.now() + timedelta(seconds=most_s)),
+        label=label_for(trip.order.run, number, trip.clock.now() + timedelta(seconds=most_s)),
         image=trip.order.image,
         disk_gib=trip.order.requirements.disk_gib,
         ssh_public_key=keys.public_line,
@@ -159,17 +185,38 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     except (AuthError, Refused):
         raise  # the next offer of this account would fare no better
     except ProviderError as err:
+        if isinstance(err, NoCapacity):
+            remember(trip, offer, Failed(fault=Fault.REFUSED, why=str(err)))
         trip.say(f"{offer.gpu_name} at {offer.provider}: {err}; trying the next")
         return None
 
 
-def _reach(trip: Trip, lease: Lease) -> Machine | None:
-    """Wait until the cloud says where it is and it lets us in; None when it does not by the boot deadline."""
+def _made_useful(trip: Trip, lease: Lease, offer: Offer) -> Machine | Failed:
+    """Reach the machine; one that nothing was sent to yet must also show that it can end itself, and that it is what was paid for."""
+    machine = _reach(trip, lease)
+    if isinstance(machine, Failed) or trip.book().attempts[lease.number].phase is not Phase.SHIPPING:
+        return machine
+    try:
+        guarded(trip, machine)
+        inspected(trip, machine, offer)
+    except GuardUnproven as err:
+        return Failed(fault=Fault.GUARD, why=str(err))
+    except Unfit as err:
+        if is_own(offer):
+            raise OwnMachineUnfit(f"{offer.gpu_name} at {offer.id}: {err}", hint="put that right there, then run again") from err
+        return Failed(fault=Fault.SLOW if err.slow else Fault.HARDWARE, why=str(err))
+    except MachineFailed as err:  # the link, or a command that no machine of ours fails at
+        return Failed(fault=Fault.BOOT, why=str(err))
+    return replace(machine, proven=True)
+
+
+def _reach(trip: Trip, lease: Lease) -> Machine | Failed:
+    """Wait until the cloud says where it is and it lets us in, until the boot deadline."""
     trip.enter("boot", f"{lease.gpu} at {lease.provider.name}")
     in_use = trip.book().attempts[lease.number].phase in {Phase.TRAINING, Phase.PULLING}
     until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
     shell: Shell | None = None
-    words, missed = "no word from the provider yet", 0
+    words, missed, fault = "no word from the provider yet", 0, Fault.BOOT
     while trip.clock.monotonic_s() < until:
         (trip.check_urgent if in_use else trip.check_boot)()  # what has been trained is worth a log-in
         try:
@@ -185,15 +232,16 @@ def _reach(trip: Trip, lease: Lease) -> Machine | None:
                 words = f"it is {instance.status}" + (f": {instance.status_text}" if instance.status_text else "")
                 break  # giving it back sees whether that is so
             if not in_use and (dearer := _dearer(lease, instance)):
-                words = dearer
+                words, fault = dearer, Fault.DEARER
                 break
             shell = _shell_for(trip, lease, instance, shell)
             if shell is not None and shell.probe():
                 return _reached(lease, shell)
         trip.pulse(words)
         trip.clock.sleep(POLL_S)
-    trip.say(f"{lease.gpu} at {lease.provider.name} did not boot: {words}; trying the next")
-    return None
+    if in_use:
+        raise MachineFailed(f"it does not answer any more: {words}")
+    return Failed(fault=fault, why=words if fault is Fault.DEARER else f"it did not boot: {words}")
 
 
 def _dearer(lease: Lease, instance: Instance) -> str:

@@ -20,9 +20,11 @@ from .home import RunFolder
 from .interrupts import Interrupts
 from .lease import Lease, prices_of, usage_of
 from .ledger import Book, Ledger
-from .order import Order
-from .plan import Candidate
+from .memory import Memory
+from .order import Order, rest_of
+from .plan import Candidate, Load
 from .progress import Progress
+from .recovery import Stretch, lost, steps_at_home
 from .view import Snapshot, View
 
 PULSE_S = 0.5
@@ -38,6 +40,8 @@ class Tools:
     view: View
     interrupts: Interrupts
     provider: Callable[[str], Provider]
+    memory: Memory = field(default_factory=Memory)
+    """Machines that failed us."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,13 +154,27 @@ class Trip:
         """Jobs whose finished adapter is not at home: what a machine still has to do."""
         return [name for name in self.order.job_names if not (self.folder.job(name) / f"{name}.safetensors").exists()]
 
+    def to_train(self) -> list[str]:
+        """Of those the jobs that have not failed by themselves, which they would do again, and for which the cap lasts."""
+        failed = {job.name for job in self.progress.jobs.values() if job.state == "failed"}
+        return [name for name in self.todo() if name not in failed and name not in self.book().cut]
+
+    def rest(self) -> Load:
+        """The queue as the estimate sees it, without what is at home."""
+        return rest_of(self.order.load, steps_at_home(self.ledger.entries), self.to_train())
+
+    def lost(self) -> list[Stretch]:
+        """The machines that were lost since the user last said go."""
+        now = self.ledger.now()
+        return lost(self.ledger.entries, {a.number: usage_of(a).usd(now) for a in self.book().attempts.values()})
+
     def spent_usd(self, now: datetime | None = None) -> Decimal:
         """Every attempt's cost, by our own meter."""
         return spent_usd(map(usage_of, self.book().attempts.values()), now or self.ledger.now())
 
     def lifetime_s(self, lease: Lease) -> float:
         """Seconds that training may take from now so that the cap holds."""
-        return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.order.load.download_bytes)
+        return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.rest().download_bytes)
 
     def most_s(self, prices: Prices, disk_gib: int) -> float:
         """Seconds that a machine rented now can live before the cap is used up."""

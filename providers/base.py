@@ -63,6 +63,8 @@ class Offer:
     id: str
     machine_id: str
     """Stable across listings, unlike `id`: what a bad machine is remembered by."""
+    pooled: bool = False
+    """Stands for many machines, of which the cloud picks one: a bad one says little of the next."""
     gpu_name: str
     vram_gib: float
     prices: Prices

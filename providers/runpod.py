@@ -14,18 +14,19 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+from pydantic import Field
 
+from .answers import Id, OddIsNone, Wire, as_agreed, readable, record, said
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP, as_agreed
+from .http import Answer, CloudHTTP
 from .keys import ApiKey
 
 URL = "https://api.runpod.io/v2"
@@ -93,83 +94,73 @@ exec "$(command -v sshd)" -D -e
 (pytorch/pytorch) have none. A login has nothing of the container's environment, not even its PATH: bash reads ours back from ~/.bashrc."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+M = TypeVar("M", bound=Wire)
 
 
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
-
-
-def _or_none(value: Any, read: Callable[[Any], T]) -> T | None:
-    try:
-        return read(value)
-    except (ValueError, ArithmeticError):
-        return None
-
-
-ODD_IS_NONE = WrapValidator(_or_none)
-"""For what a pod can do without: an odd price must not hide that the pod is there and bills."""
-
-
-class _Gpu(_Model):
+class _Gpu(Wire):
     id: str
     count: int = 1
 
 
-class _Direct(_Model):
+class _Direct(Wire):
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
     username: str = Field(min_length=1)
 
 
-class _SSH(_Model):
-    direct: Annotated[_Direct | None, ODD_IS_NONE] = None
+class _SSH(Wire):
+    direct: OddIsNone[_Direct] = None
 
 
-class _Pod(_Model):
-    id: str = Field(min_length=1)
+class _Pod(Wire):
+    id: Id
     name: str
     status: str | None
-    gpu: Annotated[_Gpu | None, ODD_IS_NONE] = None
-    disk: Annotated[int | None, ODD_IS_NONE] = None
-    cost: Annotated[Decimal | None, ODD_IS_NONE] = None
-    runtime: Annotated[dict[str, Any] | None, ODD_IS_NONE] = None
-    ssh: Annotated[_SSH | None, ODD_IS_NONE] = None
-    dataCenterId: Annotated[str | None, ODD_IS_NONE] = None  # noqa: N815 - RunPod's spelling
-    createdAt: Annotated[datetime | None, ODD_IS_NONE] = None  # noqa: N815
+    gpu: OddIsNone[_Gpu] = None
+    disk: OddIsNone[int] = None
+    cost: OddIsNone[Decimal] = None
+    runtime: OddIsNone[dict[str, Any]] = None
+    ssh: OddIsNone[_SSH] = None
+    dataCenterId: OddIsNone[str] = None  # noqa: N815 - RunPod's spelling
+    createdAt: OddIsNone[datetime] = None  # noqa: N815
 
 
-class _More(_Model):
+class _More(Wire):
     nextCursor: str | None = None  # noqa: N815
     hasNextPage: bool = False  # noqa: N815
 
 
-class _Pods(_Model):
+class _Pods(Wire):
     pods: list[_Pod]
     pagination: _More = _More()
 
 
-class _GpuType(_Model):
-    id: str = Field(min_length=1)
+class _GpuType(Wire):
+    id: Id
     name: str = Field(min_length=1)
     manufacturer: str | None = None
-    memory: float = Field(gt=0, le=2048, allow_inf_nan=False)
+    memory: float = Field(gt=0, le=2048)
     price: dict[str, Any]
     availability: str | None = None
-    dataCenters: list[dict[str, Any]] = []  # noqa: N815
+    dataCenters: list[dict[str, Any]] = Field(default_factory=list)  # noqa: N815
 
 
-class _GpuTypes(_Model):
+class _GpuTypes(Wire):
     gpus: list[Any]
 
 
-class _Charge(_Model):
+class _Me(Wire):
+    id: Id
+    email: OddIsNone[str] = None
+    clientBalance: OddIsNone[Decimal] = None  # noqa: N815
+
+
+class _Charge(Wire):
     podId: str  # noqa: N815
-    totalAmount: Decimal = Field(ge=0, allow_inf_nan=False)  # noqa: N815
+    totalAmount: Decimal = Field(ge=0)  # noqa: N815
 
 
-class _Charges(_Model):
+class _Charges(Wire):
     records: list[_Charge]
 
 
@@ -184,7 +175,7 @@ def key_in(text: str) -> str:
         document = tomllib.loads(text)
     except ValueError:
         return ""
-    found = _dict(document.get("default")).get("api_key") or document.get("apikey") or document.get("apiKey")
+    found = record(document.get("default")).get("api_key") or document.get("apikey") or document.get("apiKey")
     return found.strip() if isinstance(found, str) else ""
 
 
@@ -231,7 +222,7 @@ class RunPod:
     def launch(self, offer: Offer, spec: LaunchSpec) -> Instance:
         body = create_body(offer, spec)
         answer = self._create(body)
-        if answer.status == 422 and re.search(r"'cmd' not allowed", _said(answer.data)):
+        if answer.status == 422 and re.search(r"'cmd' not allowed", said(answer.data)):
             # The API of August 2026 had one string in place of the list. What it does not understand it does not begin to do.
             words = body.pop("cmd")
             answer = self._create(body | {"args": shlex.join(words)})
@@ -273,7 +264,7 @@ class RunPod:
         answer = self._http.call("DELETE", f"/pods/{instance_id}", expect=frozenset({200, 204, 404, 409}))
         if answer.status == 409:
             hint = f"unlock or remove it at {self.console_url}"
-            raise UnexpectedResponse(f"RunPod will not end pod {instance_id}: {_said(answer.data)}", hint=hint)
+            raise UnexpectedResponse(f"RunPod will not end pod {instance_id}: {said(answer.data)}", hint=hint)
         _absent(answer)
 
     def account(self) -> Account:
@@ -283,15 +274,11 @@ class RunPod:
             answer = self._graphql.call("POST", "", json=query, expect=frozenset({200, 404, 410}))
         except AuthError:
             answer = Answer(403, None)
-        me = _dict(_dict(_dict(answer.data).get("data")).get("myself"))
-        if answer.status == 200 and not me:
-            raise UnexpectedResponse(f"RunPod does not say whose key this is: {self._graphql.redact(_said(answer.data))}")
-        if not me:
+        if answer.status != 200:
             self.instances()
-        balance = _or_none(me.get("clientBalance"), lambda value: Decimal(str(value)))
-        name, id_ = str(me.get("email") or me.get("id") or "RunPod account"), str(me.get("id") or "")
-        lacks = ("GraphQL",) if answer.status == 403 else None
-        return Account(name=name, id=id_, balance_usd=balance if balance is not None and balance.is_finite() else None, lacks=lacks)
+            return Account(name="RunPod account", lacks=("GraphQL",) if answer.status == 403 else None)
+        me = _read(_Me, record(record(answer.data).get("data")).get("myself"))
+        return Account(name=me.email or me.id, id=me.id, balance_usd=me.clientBalance)
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         """Charged about every five minutes, by the month here: two years back. Final some time after the pod has gone."""
@@ -333,17 +320,8 @@ def create_body(offer: Offer, spec: LaunchSpec) -> dict[str, Any]:
 
 
 def offers_from(rows: Sequence[Any], cloud: str, disk_gib: int) -> list[Offer]:
-    """The catalogue of one cloud as offers. Rows that make no sense are left out; if none does, the answer makes none."""
-    found: list[list[Offer]] = []
-    trouble = ""
-    for row in rows:
-        try:
-            found.append(_offers(_GpuType.model_validate(row), cloud, disk_gib))
-        except (ValueError, ArithmeticError) as error:
-            trouble = trouble or " ".join(str(error).split())
-    if trouble and not found:
-        raise UnexpectedResponse(f"RunPod's catalogue cannot be read: {trouble}")
-    return [offer for row in found for offer in row]
+    """The catalogue of one cloud as offers."""
+    return readable(rows, lambda row: _offers(_GpuType.model_validate(row), cloud, disk_gib), whose="RunPod's catalogue")
 
 
 def _offers(row: _GpuType, cloud: str, disk_gib: int) -> list[Offer]:
@@ -358,6 +336,7 @@ def _offers(row: _GpuType, cloud: str, disk_gib: int) -> list[Offer]:
             provider=RunPod.name,
             id=(place := f"{cloud}/{center}/{row.id}"),
             machine_id=place,
+            pooled=True,
             gpu_name=NAMES.get(row.id, row.name),
             vram_gib=row.memory,
             prices=Prices(gpu_usd_per_hour=price, disk_usd_per_gib_hour=DISK_USD_PER_GIB_HOUR),
@@ -412,22 +391,22 @@ def _gpu_name(gpu_id: str) -> str:
 
 def _refused(answer: Answer, offer: Offer, ids: tuple[str, ...]) -> ProviderError:
     """What an answer to a create means that is no pod."""
-    said = _said(answer.data)
+    told = said(answer.data) or "nothing that explains it"
     for status, words, kind, hint in REFUSALS:
-        if answer.status == status and re.search(words, said, re.IGNORECASE):
-            return kind(f"RunPod did not rent {offer.gpu_name} ({offer.id}): {said}", hint=hint, instance_ids=ids)
+        if answer.status == status and re.search(words, told, re.IGNORECASE):
+            return kind(f"RunPod did not rent {offer.gpu_name} ({offer.id}): {told}", hint=hint, instance_ids=ids)
     if answer.status == 403:
-        return AuthError(f"RunPod does not let this key rent: {said}", hint=KEY_HINT, instance_ids=ids)
-    return UnexpectedResponse(f"RunPod answered the create of {offer.id} with {answer.status}: {said}", instance_ids=ids)
+        return AuthError(f"RunPod does not let this key rent: {told}", hint=KEY_HINT, instance_ids=ids)
+    return UnexpectedResponse(f"RunPod answered the create of {offer.id} with {answer.status}: {told}", instance_ids=ids)
 
 
 def _absent(answer: Answer) -> bool:
     """Whether RunPod itself says that there is no such pod. Any other 404 (a wrong path, a proxy) says nothing."""
     if answer.status != 404:
         return False
-    problem = _dict(answer.data)
+    problem = record(answer.data)
     if problem.get("status") != 404 or not re.search(r"\b(pod|resource) not found\b", str(problem.get("detail")), re.IGNORECASE):
-        raise UnexpectedResponse(f"RunPod answered 404, but not that there is no such pod: {_said(answer.data)}")
+        raise UnexpectedResponse(f"RunPod answered 404, but not that there is no such pod: {said(answer.data)}")
     return True
 
 
@@ -437,19 +416,7 @@ def _read(model: type[M], data: Any) -> M:
 
 def _ids(data: Any) -> tuple[str, ...]:
     """The id of a pod, wherever an answer to a create may carry one."""
-    places = (_dict(data), _dict(_dict(data).get("pod")), _dict(_dict(data).get("data")))
+    places = (record(data), record(record(data).get("pod")), record(record(data).get("data")))
     return tuple(
         dict.fromkeys(str(one[name]) for one in places for name in ("id", "podId") if one.get(name) and isinstance(one[name], str | int))
     )
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _said(data: Any) -> str:
-    """The words of a problem document, or of whatever came instead of one."""
-    problem = _dict(data)
-    errors = problem.get("errors")
-    words = [problem.get("detail") or problem.get("title"), *(errors if isinstance(errors, list) else [])]
-    return " ".join(" ".join(str(word).split()) for word in words if word)[:300] or str(data)[:300]

@@ -95,7 +95,7 @@ def test_what_is_ranked_fits_can_be_paid_and_is_in_order(offers: list[Offer], ca
         with pytest.raises(OverBudget):
             make_plan(LOAD, offers, WANTED, cap_usd=named - Decimal("0.01"))
         return
-    costs = [c.estimate.usd["p50"] for c in plan.candidates]
+    costs = [c.expected_usd for c in plan.candidates]
     assert costs == sorted(costs)
     assert all(worst_usd(c, 40) <= cap for c in plan.candidates)
     assert all(c.estimate.usd["p10"] <= c.estimate.usd["p50"] <= c.estimate.usd["p90"] for c in plan.candidates)
@@ -154,7 +154,7 @@ def test_every_wish_is_checked_here_whatever_the_cloud_sent(reason: str, theirs:
 
 
 def test_a_machine_that_failed_us_is_not_tried_again():
-    plan = make_plan(LOAD, [offer("a"), offer("b")], WANTED, cap_usd=LOTS, avoid=["m-a"])
+    plan = make_plan(LOAD, [offer("a"), offer("b")], WANTED, cap_usd=LOTS, avoid=[("fake", "m-a")])
     assert [c.offer.id for c in plan.candidates] == ["b"]
     assert plan.left_out == {"failed us lately": 1}
 
