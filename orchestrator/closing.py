@@ -9,7 +9,7 @@ from typing import Any
 from providers.errors import ProviderError
 
 from .crashpoints import crashpoint
-from .errors import Interrupted, LorryError, MayStillBill, ResultsIncomplete, TrainingFailed, outcome_of
+from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, ResultsIncomplete, TrainingFailed, outcome_of
 from .home import RunFolder
 from .report.page import write_page
 from .report.receipt import receipt
@@ -26,11 +26,16 @@ def judge(trip: Trip, reason: str) -> None:
         )
     if not trip.todo():
         return
+    if {*trip.todo()} <= {*trip.book().cut}:
+        words = f"the cap did not last for {', '.join(trip.todo())}; the others are done, and the newest checkpoints are at home"
+        raise OverCap(words, hint=f"go on with: lorry resume {trip.order.run} --budget USD")
     if reason == "deadline":
         raise OverCap(
             "the cap was reached before the last step; the newest checkpoints are at home",
             hint=f"go on with: lorry resume {trip.order.run} --budget USD",
         )
+    if reason == "stopped" and not trip.stop_wanted:
+        raise MachineFailed("it ended the training without having been asked to")
     if reason == "stopped":
         raise Interrupted("stopped as asked; the newest checkpoints are at home", hint=f"go on with: lorry resume {trip.order.run}")
     raise ResultsIncomplete(  # the machine's word is not enough: a job is done when its adapter is at home

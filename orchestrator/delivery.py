@@ -6,14 +6,17 @@ from . import commands
 from .crashpoints import crashpoint
 from .errors import MachineFailed
 from .lifecycle import Phase, Signal
+from .order import CHECKPOINTS_KEPT
 from .rent import Machine
 from .ship import Shipment, item, send
 from .trip import Trip
 
-CHECKPOINTS_SENT = 2
-"""As many as the trainer keeps."""
 SETUP_PATIENCE_S, SETUP_POLL_S = 1800.0, 0.5
 """Installing diffusers and its kin took 40 s where it was measured; a slow line may need many times that."""
+PACKAGES_BYTES = 250_000_000
+"""What a machine fetches whose image lacks them; an estimate, on the careful side."""
+ENTRY_BYTES = 256 * 1024**2
+"""So much is sent between two entries of the book: what a killed lorry had sent is on the meter, but for less than that."""
 
 
 def ship(trip: Trip, machine: Machine) -> str:
@@ -21,19 +24,31 @@ def ship(trip: Trip, machine: Machine) -> str:
     attempt = trip.book().attempts[machine.number]
     if attempt.phase is not Phase.SHIPPING:
         return _python_of(trip, machine)
-    shipment, done = with_checkpoints(trip), 0
+    shipment, begun, done, booked = with_checkpoints(trip), machine.shell.uploaded, 0, 0
     trip.enter("upload", f"{len(shipment.items)} files")
+
+    def book(**more: int) -> None:
+        nonlocal booked
+        sent = max(done, machine.shell.uploaded - begun)
+        trip.ledger.record("moved", attempt=machine.number, uploaded=sent - booked, **more)
+        booked = sent
 
     def moved(count: int) -> None:
         nonlocal done
         done += count
         crashpoint("uploading")
         trip.moved(done, shipment.size)
+        if done - booked >= ENTRY_BYTES:
+            book()
 
-    before = machine.shell.uploaded
-    send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
-    trip.ledger.record("moved", attempt=machine.number, uploaded=machine.shell.uploaded - before)
+    base = int(trip.order.load.hub_bytes)  # the machine fetches it by itself, at our cost
+    try:
+        send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
+    finally:  # what was sent is paid for, whatever became of it
+        book(fetched=base)
     python = set_up(trip, machine)
+    if python.endswith(commands.environment(trip.order.root)):
+        book(fetched=base + PACKAGES_BYTES)
     trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size)
     trip.check_boot()
     return python
@@ -57,15 +72,17 @@ def set_up(trip: Trip, machine: Machine) -> str:
 
 
 def with_checkpoints(trip: Trip) -> Shipment:
-    """The order's shipment, and for unfinished jobs the newest checkpoints that an earlier machine made.
+    """What the jobs that are left need of the order's shipment, and the newest checkpoints that an earlier machine made of them.
 
     Several of each, because jobs that trained together go on from a moment that all of them have: see docs/sessions.md.
     """
+    left = trip.to_train()
+    spared = tuple(f"jobs/{name}/" for name in trip.order.job_names if name not in left)
     found = []
-    for name in trip.todo():
+    for name in left:
         checkpoints = sorted((trip.folder.job(name) / "checkpoints").glob("*.safetensors"))
-        found += [item(file.parent, file.name, f"jobs/{name}/out/checkpoints") for file in checkpoints[-CHECKPOINTS_SENT:]]
-    return Shipment(items=(*trip.order.items, *found))
+        found += [item(file.parent, file.name, f"jobs/{name}/out/checkpoints") for file in checkpoints[-CHECKPOINTS_KEPT:]]
+    return Shipment(items=(*(one for one in trip.order.items if not one.remote.startswith(spared)), *found))
 
 
 def _python_of(trip: Trip, machine: Machine) -> str:

@@ -31,6 +31,12 @@ FOLDERS = {"checkpoints", "samples"}
 TRIES = 3
 
 
+class Damaged(IntegrityError):
+    """A file is not what the machine said, or not what ours are; the others may be good."""
+
+    code = "LRY-DAMAGED"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
     """A file at home, verified."""
@@ -42,7 +48,7 @@ class Arrived:
 def home_path(folder: RunFolder, committed: Committed) -> Path:
     """Where a committed file belongs: `jobs/lisa/out/samples/x.png` comes to `jobs/lisa/samples/x.png`.
 
-    Raises `IntegrityError` for a name that no trainer of ours writes.
+    Raises `Damaged` for a name that no trainer of ours writes.
     """
     parts = committed.path.split("/")
     proper = (
@@ -54,9 +60,9 @@ def home_path(folder: RunFolder, committed: Committed) -> Path:
         and Path(parts[-1]).suffix in SUFFIXES[committed.role]
     )
     if not proper:
-        raise IntegrityError(f"the machine lists a file that is none of ours: {committed.path}")
+        raise Damaged(f"the machine lists a file that is none of ours: {committed.path}")
     if committed.size > MOST_BYTES:
-        raise IntegrityError(f"the machine says that {committed.path} has {committed.size} bytes; nothing of ours is that large")
+        raise Damaged(f"the machine says that {committed.path} has {committed.size} bytes; nothing of ours is that large")
     return folder.job(committed.job).joinpath(*parts[3:])
 
 
@@ -71,7 +77,7 @@ def fetch(
 ) -> Arrived | None:
     """Bring one file home. None when the machine no longer has it (a newer one took its place).
 
-    Raises `IntegrityError` when its bytes are not what was listed, after `TRIES`.
+    Raises `Damaged` when its bytes are not what was listed, after `TRIES`.
     """
     final = home_path(folder, committed)
     staging = folder.path / "staging"
@@ -93,7 +99,7 @@ def fetch(
             _move_in(part, final)
             return Arrived(committed=committed, path=final)
         part.unlink()
-    raise IntegrityError(f"{committed.path} arrived damaged {TRIES} times: the bytes are not those that the machine listed")
+    raise Damaged(f"{committed.path} arrived damaged {TRIES} times: the bytes are not those that the machine listed")
 
 
 def _move_in(part: Path, final: Path) -> None:
@@ -106,7 +112,7 @@ def _move_in(part: Path, final: Path) -> None:
 
 
 def look_into(path: Path, committed: Committed) -> None:
-    """Refuse a file that is not of the kind that its role promises. Raises `IntegrityError`."""
+    """Refuse a file that is not of the kind that its role promises. Raises `Damaged`."""
     try:
         if committed.role == "sample":
             with path.open("rb") as file:
@@ -116,4 +122,4 @@ def look_into(path: Path, committed: Committed) -> None:
             read_header(path)
     except (ValueError, BaseModelError) as err:
         path.unlink()
-        raise IntegrityError(f"{committed.path} is not what it must be: {err}") from err
+        raise Damaged(f"{committed.path} is not what it must be: {err}") from err

@@ -7,29 +7,34 @@ moved afterwards: the order stands.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from math import ceil
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 import templates
 import trainer
-from providers.base import Requirements
+from providers.base import Offer, Requirements
 from trainer.base import Base
 from trainer.protocol import JobSpec
 
 from . import commands, plan
+from .budget import traffic_usd
 from .check import Checked, JobCheck
 from .config import LoraConfig, RunConfig
 from .home import RunFolder
 from .plan import Load, Work
+from .recovery import SAVE_PAUSE_S, checkpoint_every_s
 from .ship import Item, Shipment, base_items, item, items_below
 
 TRAINER_BYTES = 500_000
 """The trainer and what sets the machine up."""
 CAPTION_SUFFIXES = (".txt", ".caption")
+CHECKPOINTS_KEPT = 2
+"""Of each job, by the trainer; as many are sent to the next machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +59,11 @@ class CheckedJob:
     def local_base(self) -> Path | None:
         """The base's path on this computer; None for a hub id."""
         return None if self.base.kind == "hub" else Path(self.base.location)
+
+    @property
+    def saves(self) -> bool:
+        """Whether the file says how often to save."""
+        return bool(self.config.save_every_steps or self.config.save_every_epochs)
 
     @property
     def files(self) -> list[Path]:
@@ -114,6 +124,43 @@ def load_of(jobs: Sequence[CheckedJob]) -> Load:
         base_scale=scale,
         download_bytes=sum(_download_bytes(work, scale) for work in works),
     )
+
+
+def rest_of(load: Load, home: Mapping[str, int], todo: Collection[str]) -> Load:
+    """What is left of a queue: only the jobs `todo`, each from the step that is at `home`, whose checkpoints are sent again."""
+    left: list[Work] = []
+    sent = 0
+    for work in (work for work in load.jobs if work.name in todo):
+        share = max(0.0, 1 - home.get(work.name, 0) / work.steps)
+        steps, saves, samples = ceil(work.steps * share), max(1, ceil(work.saves * share)), ceil(work.samples * share)
+        left.append(replace(work, steps=steps, saves=saves, samples=samples))
+        sent += CHECKPOINTS_KEPT * _checkpoint_bytes(work, load.base_scale) if work.name in home else 0
+    spared = sum(work.dataset_bytes for work in load.jobs if work.name not in todo)
+    return replace(
+        load,
+        jobs=tuple(left),
+        upload_bytes=load.upload_bytes - spared + sent,
+        download_bytes=sum(_download_bytes(work, load.base_scale) for work in left),
+    )
+
+
+def saving_often(jobs: Sequence[CheckedJob], load: Load, offer: Offer) -> list[CheckedJob]:
+    """The same jobs for machines that may be taken away: those whose file names no interval save as often as wastes least on `offer`."""
+    works = {work.name: work for work in load.jobs}
+    return [job if job.saves else _saving_every(job, _steps_between_saves(works[job.name], load.base_scale, offer)) for job in jobs]
+
+
+def _saving_every(job: CheckedJob, steps: int) -> CheckedJob:
+    return replace(job, config=job.config.model_copy(update={"save_every_steps": steps}))
+
+
+def _steps_between_saves(work: Work, scale: float, offer: Offer) -> int:
+    """A save costs its pause and its way home, the latter counted as the time on the machine that the same money buys."""
+    moved = int(_checkpoint_bytes(work, scale) * 8 / 7)  # with the adapter beside it
+    usd_per_s = offer.prices.usd_per_hour(0) / 3600
+    way_home_s = float(traffic_usd(offer.prices, 0, moved) / usd_per_s) if usd_per_s else 0.0
+    every_s = checkpoint_every_s(SAVE_PAUSE_S + way_home_s)
+    return max(1, round(every_s / plan.step_seconds(work, offer.gpu_name, scale)))
 
 
 def make_order(
@@ -232,8 +279,12 @@ def _work(job: CheckedJob) -> Work:
 
 
 def _download_bytes(work: Work, scale: float) -> int:
-    adapter = work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale
-    return int(work.saves * adapter * (2 + 12) + work.samples * 0.5 * plan.MIB)  # fp16 file; fp32 weights and two states
+    adapter = work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale * 2  # fp16
+    return int(work.saves * (adapter + _checkpoint_bytes(work, scale)) + work.samples * 0.5 * plan.MIB)
+
+
+def _checkpoint_bytes(work: Work, scale: float) -> int:
+    return int(work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale * 12)  # fp32 weights and two states
 
 
 def _size(path: Path) -> int:

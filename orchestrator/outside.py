@@ -34,7 +34,7 @@ def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
     folder.want_stop(now=True)
     try:
         with folder.driving(), tools.interrupts.caught():
-            trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools, tuple)
+            trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools)
             ended = outcome_of(Interrupted("ended by lorry down", hint=f"go on with: lorry resume {folder.id}"))
             for attempt in trip.book().open_attempts:
                 if (lease := adopted(trip, attempt)) is not None:
@@ -81,7 +81,7 @@ def follow(folder: RunFolder, tools: Tools) -> None:
 def fetch(folder: RunFolder, tools: Tools) -> int:
     """Bring home what is committed now, and leave the machine to its work. Returns the number of files."""
     with folder.driving(), tools.interrupts.caught():
-        trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools, tuple)
+        trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools)
         with visited(trip) as machine:
             count = fetch_now(trip, machine)
         tools.view.close()

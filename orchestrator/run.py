@@ -6,7 +6,6 @@ that another process began: `lorry run`, `attach` and `resume` are this program 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,13 +14,14 @@ from providers.errors import ProviderError
 from .closing import account, close, judge
 from .crashpoints import crashpoint
 from .delivery import ship
-from .errors import LorryError, NoOffer, UsageError
+from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
 from .guarding import guarded
 from .home import RunFolder
 from .ledger import Ledger
-from .market import market, plan_document
+from .market import plan_document
+from .onward import leave_behind, onward, stand_by
 from .order import Order, read_order, write_order
-from .plan import Candidate, Plan
+from .plan import Plan
 from .rent import adopted, give_back, rented
 from .report.receipt import progress_of
 from .trip import Tools, Trip
@@ -32,7 +32,7 @@ def run(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> dict[str, 
     """The main job, from a confirmed plan to the receipt."""
     with folder.driving(), tools.interrupts.caught():
         ledger = open_books(order, plan, folder, tools)
-        return drive(begin(order, folder, ledger, tools, lambda: plan.candidates))
+        return drive(begin(order, folder, ledger, tools, plan))
 
 
 def open_books(order: Order, plan: Plan, folder: RunFolder, tools: Tools) -> Ledger:
@@ -53,9 +53,7 @@ def attach(folder: RunFolder, tools: Tools) -> dict[str, Any]:
         if book.closed is not None and not book.open_attempts:
             folder.forget_stop()
             return account(folder, tools)
-        order = read_order(folder)
-        trip = begin(order, folder, ledger, tools, lambda: market(order, tools, spent_usd=trip.spent_usd()).candidates)
-        return go_on(trip)
+        return go_on(begin(read_order(folder), folder, ledger, tools))
 
 
 def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -> dict[str, Any]:
@@ -68,47 +66,63 @@ def resume(folder: RunFolder, tools: Tools, *, cap_usd: Decimal | None = None) -
             order = order.model_copy(update={"cap_usd": cap_usd})
             write_order(folder, order)
             ledger.record("opened", cap_usd=cap_usd, run=order.run)
-        trip = begin(order, folder, ledger, tools, lambda: market(order, tools, spent_usd=trip.spent_usd()).candidates)
+        ledger.record("resumed")  # what machines were lost before counts no more
+        trip = begin(order, folder, ledger, tools)
+        leave_behind(trip, failed=True)
         if not trip.todo() and not trip.book().open_attempts:
             raise UsageError(f"run {folder.id} is finished: every adapter is at home")
         return drive(trip)
 
 
 def drive(trip: Trip) -> dict[str, Any]:
-    """Rent, ship, train, fetch, give back, account. What goes wrong in a run is told by the receipt, not raised."""
-    try:
-        with rented(trip) as machine:
+    """Haul, on another machine when one is lost and going on pays, and account. What goes wrong is told by the receipt, not raised."""
+    while True:
+        try:
+            haul(trip)
+        except MachineFailed:
+            leave_behind(trip)  # whether another is worth its money, `onward` says when it is asked for one
+        except NoOffer as err:
+            return close(trip, err if trip.todo() else None)  # a machine that went by itself when all was at home needs no other
+        except (LorryError, ProviderError) as err:
+            return close(trip, err)
+        else:
+            return close(trip, None)
+
+
+def haul(trip: Trip) -> None:
+    """One machine: rent, ship, train, fetch, give back. Raises what kept it from bringing everything home."""
+    with rented(trip) as machine:
+        stand_by(trip, machine)
+        if not machine.proven:  # taken up while it trained: its guard is told how long the cap lasts now
             guarded(trip, machine)
-            python = ship(trip, machine)
-            start(trip, machine, python)
-            reason = watch(trip, machine, python)
-            pull(trip, machine)
-            judge(trip, reason)
-    except NoOffer as err:
-        return close(trip, err if trip.todo() else None)  # a machine that went by itself when all was at home needs no other
-    except (LorryError, ProviderError) as err:
-        return close(trip, err)
-    return close(trip, None)
+        python = ship(trip, machine)
+        start(trip, machine, python)
+        reason = watch(trip, machine, python)
+        pull(trip, machine)
+        judge(trip, reason)
 
 
 def go_on(trip: Trip) -> dict[str, Any]:
     """Drive a run that another process began; where that one had decided its end, only give back and account."""
-    last = trip.book().last
-    if last is None or last.outcome is None:
+    book = trip.book()
+    last, outcome = book.last, book.last.outcome if book.last else None
+    if last is not None and outcome is None and book.closed is not None:  # it ended while its machine was not known to be gone
+        outcome = outcome_of(MachineFailed(last.told, hint=f"go on with: lorry resume {trip.order.run}"))
+    if last is None or outcome is None:
         return drive(trip)
     try:
         if last.may_bill and (lease := adopted(trip, last)) is not None:
             give_back(trip, lease, last.told)
     except (LorryError, ProviderError) as err:
         return close(trip, err)
-    return close(trip, None, last.outcome)
+    return close(trip, None, outcome)
 
 
-def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, candidates: Callable[[], Sequence[Candidate]]) -> Trip:
-    """A trip that knows what earlier machines of the run have told."""
+def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, first: Plan | None = None) -> Trip:
+    """A trip that knows what earlier machines of the run have told. `first`: the plan that was confirmed, for a run that begins."""
     current = ledger.book().current
     progress = progress_of(folder, but=current.number if current else 0)
     progress.committed.clear()  # files of machines that are gone
     trip = Trip(order=order, folder=folder, ledger=ledger, tools=tools, progress=progress, candidates=tuple)
-    trip.candidates = lambda: tuple(candidates()) if trip.todo() else ()
+    trip.candidates = lambda: onward(trip, first)
     return trip

@@ -122,7 +122,11 @@ class Shell:
         self.patience_s = patience_s
         self.silence_s = silence_s
         self.give_up: Callable[[], None] = lambda: None
-        """Called between attempts to connect; raises to stop waiting (Ctrl-C)."""
+        """Called between attempts to connect; raises to stop waiting (Ctrl-C, a machine that is lost)."""
+        self.came_back: Callable[[], None] = lambda: None
+        """Called when something gets through after `give_up` was."""
+        self.down_s = 0.0
+        """For so long nothing has got through; 0 while all is well."""
         self.uploaded = 0
         self.downloaded = 0
         self._clock = clock
@@ -246,7 +250,7 @@ class Shell:
         best = reached()
         while True:
             try:
-                return operation()
+                done = operation()
             except _link_errors() as err:
                 if self._is_remote_answer(err):
                     raise CommandFailed(f"could not {what} on the machine: {_words(err)}") from err
@@ -254,12 +258,18 @@ class Shell:
                 now = self._clock.monotonic_s()
                 if failing_since is None or reached() > best:
                     failing_since, best = now, reached()
-                if now - failing_since > self.patience_s:
+                self.down_s = now - failing_since
+                if self.down_s > self.patience_s:
                     raise LinkDown(
                         f"the machine at {self.endpoint.host}:{self.endpoint.port} does not answer: could not {what} ({_words(err)})"
                     ) from err
                 self.give_up()
                 self._clock.sleep(1.0)
+            else:
+                if failing_since is not None:
+                    self.down_s = 0.0
+                    self.came_back()
+                return done
 
     def _is_remote_answer(self, err: BaseException) -> bool:
         """Whether the machine itself said no (disk full, no permission), over a link that is well."""

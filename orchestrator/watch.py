@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -18,11 +19,12 @@ from . import commands
 from .budget import WAY_OUT_S
 from .crashpoints import crashpoint
 from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
-from .fetch import Arrived, fetch, is_home
+from .fetch import Arrived, Damaged, fetch, is_home
 from .lifecycle import Phase, Signal
 from .progress import Progress
 from .rent import Machine
 from .shell import LocalTrouble
+from .terms import Terms, session_there
 from .trip import Trip
 
 POLL_S = 1.0
@@ -127,25 +129,15 @@ def start(trip: Trip, machine: Machine, python: str) -> bool:
             raise OverBudget(
                 f"${trip.spent_usd():.4f} of ${trip.order.cap_usd} is spent; nothing is left to train with", hint="raise budget.max_usd"
             )
-        document = Session(run=trip.order.run, jobs=tuple(trip.todo()), lifetime_s=lifetime)
+        document = Session(run=trip.order.run, jobs=tuple(trip.to_train()), lifetime_s=lifetime)
         machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
         crashpoint("session-sent")
-    there = _session_there(trip, machine, session)
+    there = session_there(trip, machine)
     answer = machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
     is_new = b'"pid"' in answer and b'"running"' not in answer
     if is_new or trip.book().attempts[machine.number].phase is Phase.SHIPPING:
         trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=there.lifetime_s, python=python)
     return is_new
-
-
-def _session_there(trip: Trip, machine: Machine, path: str) -> Session:
-    try:
-        session = Session.model_validate_json(machine.shell.read(path) or b"")
-    except ValidationError as err:
-        raise IntegrityError("the machine's session file is not the one that was sent") from err
-    if session.run != trip.order.run:
-        raise IntegrityError(f"the machine's session file is of another run: {session.run}")
-    return session
 
 
 def watch(trip: Trip, machine: Machine, python: str) -> str:
@@ -157,6 +149,8 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
     guard = Guard(revive=lambda: start(trip, machine, python), last_words=lambda: _last_words(trip, machine))
     feed.catch_up()
     trip.enter("training", "")
+    terms = Terms(trip=trip, machine=machine)
+    terms.begin()
     while True:
         trip.check_urgent()
         status = feed.status()
@@ -170,18 +164,23 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
             trip.say("the machine trains on beyond the cap's end; what is there is fetched and it is given back")
             trip.ledger.record(Signal.ENDED, attempt=machine.number, reason="deadline")
             return "deadline"
-        moved = puller.fetch_next() or moved
+        fetched = puller.fetch_next()
+        if puller.damaged and not fetched and not puller.trouble:
+            raise puller.damaged[0]  # all the others are at home
         now = trip.clock.monotonic_s()
         if trip.stop_wanted and asked_at is None:
             asked_at = now
+            with suppress(OSError):  # a process that takes the run up is to know why its training ended
+                trip.folder.want_stop()
             machine.shell.check(commands.stop(trip.order.root))
             trip.say("asked the machine for a checkpoint and an orderly end")
         if asked_at is not None and now - asked_at > STOP_PATIENCE_S:
             raise Interrupted("the machine did not stop in good order")
+        terms.look()
         if guard.look(status, now):
             trip.say("the supervisor on the machine had died; it was started again and goes on from its last checkpoint")
         trip.pulse()
-        if not moved:
+        if not moved and not fetched:
             trip.clock.sleep(POLL_S)
 
 
@@ -196,8 +195,9 @@ def _overdue(trip: Trip, machine: Machine) -> bool:
 def pull(trip: Trip, machine: Machine) -> None:
     """Bring home all that was committed and is not here yet.
 
-    Where this computer cannot take it (disk full), waits for as long as the cap allows. Raises `ResultsIncomplete`
-    when a finished adapter, or the newest checkpoint of an unfinished job, is missing.
+    Where this computer cannot take it (disk full), waits for as long as the cap allows. Raises, when all that can be had is at
+    home, `Damaged` for a file that is not what it must be, and `ResultsIncomplete` when a finished adapter, or the newest
+    checkpoint of an unfinished job, is missing.
     """
     trip.enter("pull", "")
     feed, puller = Feed(trip, machine), Puller(trip, machine)
@@ -211,6 +211,8 @@ def pull(trip: Trip, machine: Machine) -> None:
             trip.clock.sleep(POLL_S)
     missing = [c.path for c in _dear(trip) if not is_home(trip.folder, c)]
     trip.ledger.record(Signal.PULLED, attempt=machine.number, missing=missing)
+    if puller.damaged:
+        raise puller.damaged[0]
     if missing:
         raise ResultsIncomplete(f"did not come home: {', '.join(missing)}")
 
@@ -232,6 +234,8 @@ class Puller:
         """(path, sha256) of what is at home or no longer there to be fetched."""
         self.trouble = ""
         """Why this computer cannot take what is waiting; empty while it can."""
+        self.damaged: list[Damaged] = []
+        """Files that are not what they must be: told when all the others are at home."""
         self._not_before = 0.0
 
     def fetch_next(self) -> bool:
@@ -241,10 +245,13 @@ class Puller:
         waiting = [c for c in self._trip.progress.committed.values() if (c.path, c.sha256) not in self._settled]
         for committed in sorted(waiting, key=lambda c: (not c.final, ROLE_ORDER[c.role], -c.step, c.path)):
             self._settled.add((committed.path, committed.sha256))
-            if is_home(self._trip.folder, committed):
-                continue
             try:
+                if is_home(self._trip.folder, committed):
+                    continue
                 self._fetch(committed)
+            except Damaged as err:
+                self.damaged.append(err)
+                self._trip.say(f"{err}; what else there is comes home first")
             except LocalTrouble as err:
                 self._settled.discard((committed.path, committed.sha256))
                 self._not_before = self._trip.clock.monotonic_s() + LOCAL_PAUSE_S
