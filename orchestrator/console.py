@@ -171,6 +171,11 @@ def rich_console(stream: TextIO | None = None) -> Console:
     return Console(file=stream or sys.stderr, highlight=False, emoji=False)
 
 
+def width() -> int:
+    """How many characters wide a table on stdout may be."""
+    return rich_console(sys.stdout).width
+
+
 def show(renderable: RenderableType, *, data: bool = False) -> None:
     """Draw a table or a panel; on stdout when it is what the command was asked for."""
     rich_console(sys.stdout if data else sys.stderr).print(renderable)
@@ -204,4 +209,5 @@ __all__ = [
     "talk",
     "warn",
     "whoever_listens",
+    "width",
 ]

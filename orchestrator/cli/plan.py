@@ -32,63 +32,50 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
         show_plan(ready.plan, data=True)
 
 
-def offers(
+def offers(  # noqa: PLR0917  options, each with its name
     provider: Providers = None,
-    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="Only this card; may be repeated.", show_default=False)] = None,
+    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="Only this card, as in 4090; may be repeated.", show_default=False)] = None,
+    max_usd_per_hour: Annotated[str | None, typer.Option(metavar="USD", help="Nothing dearer, disk included.", show_default=False)] = None,
+    region: Annotated[list[str] | None, typer.Option(help="Only this country, as in SE; may be repeated.", show_default=False)] = None,
+    min_vram_gib: Annotated[float, typer.Option(min=0, help="Video memory at least.")] = 0.0,
+    disk_gib: Annotated[int, typer.Option(min=1, help="The disk that is in the price.")] = 40,
+    interruptible: Annotated[bool, typer.Option("--interruptible", help="Also machines that may be taken away: bids, spot.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 30,
     json: Json = False,
-) -> None:
+) -> int:
     """List the machines for rent now.
 
-    Prices are per hour with 40 GiB of disk; traffic is apart.
+    Asks every cloud for which there is a key, and says which it did not ask; cheapest first, with every part of the price. The practice
+    cloud is asked when it is named, or when there is nobody else.
 
     Examples:
-      lorry offers --provider sandbox
-      lorry offers --gpu "RTX 4090" --json
+      lorry offers
+      lorry offers --gpu 4090 --gpu 3090 --max-usd-per-hour 0.40
+      lorry offers --provider sandbox --json
     """
     from orchestrator import console
-    from orchestrator.market import offers as ask
+    from orchestrator.credentials import KeyStore
+    from orchestrator.home import Home
+    from orchestrator.listing import OWN, as_json, cards, listing, to_ask
+    from orchestrator.prepare import cap_of
+    from orchestrator.report.offers import show_offers
     from orchestrator.tools import make_tools
     from providers.base import Requirements
 
-    wanted = Requirements(disk_gib=40, gpus=frozenset(gpu or ()), interruptible=True)
-    found = ask(provider or ("sandbox",), wanted, make_tools(as_json=json))
-    found = sorted((o for o in found if not wanted.gpus or o.gpu_name in wanted.gpus), key=lambda o: o.prices.usd_per_hour(40))
+    names, keyless = to_ask(provider or (), KeyStore(Home.from_env().path))
+    wanted = Requirements(
+        disk_gib=disk_gib,
+        min_vram_gib=min_vram_gib,
+        gpus=cards(gpu or ()),
+        max_usd_per_hour=None if max_usd_per_hour is None else cap_of(max_usd_per_hour),
+        regions=frozenset(code.upper() for code in region or ()),
+        interruptible=interruptible,
+    )
+    found = listing(names, wanted, make_tools(as_json=json), missing=keyless, quiet=() if provider else (OWN,))
     if json:
-        console.json_document(
-            [
-                {
-                    "provider": o.provider,
-                    "id": o.id,
-                    "machine": o.machine_id,
-                    "gpu": o.gpu_name,
-                    "vram_gib": o.vram_gib,
-                    "usd_per_hour": float(o.prices.usd_per_hour(40)),
-                    "upload_usd_per_gib": float(o.prices.upload_usd_per_gib),
-                    "download_usd_per_gib": float(o.prices.download_usd_per_gib),
-                    "reliability": o.reliability,
-                    "region": o.region,
-                    "interruptible": o.interruptible,
-                }
-                for o in found
-            ]
-        )
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (
-        ("GPU", "left"),
-        ("VRAM", "right"),
-        ("$/h", "right"),
-        ("reliable", "right"),
-        ("region", "left"),
-        ("provider", "left"),
-        ("offer", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for o in found:
-        kind = " (interruptible)" if o.interruptible else ""
-        table.add_row(
-            o.gpu_name + kind, f"{o.vram_gib:g} GiB", f"{o.prices.usd_per_hour(40):.3f}", f"{o.reliability:.1%}", o.region, o.provider, o.id
-        )
-    console.show(table, data=True)
+        console.json_document([as_json(offer, disk_gib) for offer in found.offers])
+    else:
+        show_offers(found, most=limit)
+    if not found.offers:
+        console.talk("no machine that fits is for rent now")
+    return 0
