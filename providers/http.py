@@ -1,29 +1,26 @@
 """One small HTTP client for cloud APIs: it asks once, and says in our own errors what came back.
 
-Owns timeouts, the User-Agent, the map from HTTP to `errors`, and keeping the key out of every message. Knows no cloud: what a 404
-means, what a body holds and where an instance id may hide is told by the provider. It never asks twice; `wrappers` do.
+Owns timeouts, the pace of calls, the User-Agent, the map from HTTP to `errors`, and keeping the key out of every message. Knows no cloud:
+what a 404 means, what a body holds and where an instance id may hide is told by the provider. It never asks twice; `wrappers` do.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
-from json import dumps
-from typing import Annotated, Any, TypeVar
+from json import dumps, loads
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
-from pydantic import BaseModel, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from .errors import AuthError, NoKey, ProviderError, RateLimited, Unavailable, UnexpectedResponse
-
-T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 
 TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
@@ -39,35 +36,34 @@ class Answer:
     data: Any
 
 
-def as_agreed(model: type[M], data: Any, *, cloud: str, ids: tuple[str, ...] = ()) -> M:
-    """The answer as its model; `UnexpectedResponse` with the first thing that is not as agreed, and every instance id in it."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise UnexpectedResponse(f"{cloud}'s answer is not as agreed: {place}: {first['msg']}", instance_ids=ids) from error
-
-
-def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
-    try:
-        return read(value)
-    except (ValueError, ArithmeticError):
-        return None
-
-
-OddIsNone = Annotated[T | None, WrapValidator(_or_none)]
-"""A field that we can do without: an odd price must not hide that a machine is there and bills."""
-
-
-def record(data: object) -> dict[str, Any]:
-    """`data` where it is a JSON object; an empty one where it is anything else."""
-    return data if isinstance(data, dict) else {}
-
-
 def no_ids(_: Any) -> tuple[str, ...]:
     """For clouds whose errors never name an instance."""
     return ()
+
+
+class Pace:
+    """Keeps calls of one kind apart. Each kind has a clock of its own, so that nothing ever delays a destroy but a destroy."""
+
+    def __init__(
+        self,
+        intervals_s: Mapping[str, float],
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._intervals_s, self._monotonic_s, self._sleep = intervals_s, monotonic_s, sleep
+        self._ended_at: dict[str, float] = {}
+
+    @contextmanager
+    def turn(self, kind: str) -> Iterator[None]:
+        """Wait for this kind's turn; the next one is so long after the end of this."""
+        wait_s = self._ended_at.get(kind, -math.inf) + self._intervals_s.get(kind, 0.0) - self._monotonic_s()
+        if wait_s > 0:
+            self._sleep(wait_s)
+        try:
+            yield
+        finally:
+            self._ended_at[kind] = self._monotonic_s()
 
 
 class CloudHTTP:
@@ -147,7 +143,7 @@ class CloudHTTP:
         if not response.content:
             return None
         try:
-            return response.json()
+            return loads(self.redact(response.text))  # what a cloud repeats of our key gets into no message
         except (ValueError, RecursionError):
             raise UnexpectedResponse(f"{self._cloud} answered {what} with something that is not JSON: {self._excerpt(response)}") from None
 

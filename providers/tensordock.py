@@ -20,11 +20,12 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from .answers import Id, OddIsNone, Wire, as_agreed, readable, record, said
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP, OddIsNone, as_agreed, record
+from .http import Answer, CloudHTTP
 from .keys import ApiKey
 
 URL = "https://dashboard.tensordock.com/api/v2"
@@ -77,59 +78,55 @@ REFUSALS: tuple[tuple[str, type[ProviderError], str], ...] = (
 """What the words of a 4xx promise. They are not documented: any other words promise nothing, and the label is looked for."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-
-
 Rate = Annotated[Decimal, Field(ge=0, le=10)]
 
 
-class _Pricing(_Model):
+class _Pricing(Wire):
     per_vcpu_hr: Rate
     per_gb_ram_hr: Rate
     per_gb_storage_hr: Rate
 
 
-class _Card(_Model):
+class _Card(Wire):
     v0Name: str  # noqa: N815 - TensorDock's spelling, as below
     availableCount: int  # noqa: N815
     price_per_hr: Annotated[Decimal, Field(gt=0, le=1000)]
 
 
-class _Free(_Model):
+class _Free(Wire):
     gpus: list[_Card]
     vcpu_count: int
     ram_gb: int
     storage_gb: Annotated[float, Field(ge=0, le=1e6)]
-    available_ports: list[Annotated[int, Field(gt=0, lt=65536)]] = []
+    available_ports: tuple[Annotated[int, Field(gt=0, lt=65536)], ...] = ()
 
 
-class _Place(_Model):
+class _Place(Wire):
     country: OddIsNone[str] = None
     tier: OddIsNone[int] = None
     network_speed_gbps: OddIsNone[Annotated[float, Field(ge=0)]] = None
     network_speed_upload_gbps: OddIsNone[Annotated[float, Field(ge=0)]] = None
 
 
-class _Host(_Model):
+class _Host(Wire):
     """An offer that lacks a price or a size is dropped: what is not stated may cost."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: Id
     available_resources: _Free
     pricing: _Pricing
     uptime_percentage: Annotated[float, Field(ge=0, le=100)]
     location: _Place = _Place()
 
 
-class _Forward(_Model):
+class _Forward(Wire):
     internal_port: int
     external_port: Annotated[int, Field(gt=0, lt=65536)]
 
 
-class _Machine(_Model):
+class _Machine(Wire):
     """Only what says whose it is and whether it bills must be there. The listing has no more than that."""
 
-    id: Annotated[str, Field(min_length=1)]
+    id: Id
     name: str
     status: str | None
     ipAddress: OddIsNone[Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.:-]*$")]] = None  # noqa: N815
@@ -240,13 +237,13 @@ class TensorDock:
         status = told if isinstance(told, int) and told >= 400 else 400 if document.get("error") and answer.status < 300 else answer.status
         if status == answer.status:
             return answer
-        said = f"TensorDock answered {method} {path} with {answer.status} and, in it, {status}: {self._http.redact(_said(document))}"
+        words = f"TensorDock answered {method} {path} with {answer.status} and, in it, {status}: {said(document)}"
         if status in (401, 403):
-            raise AuthError(said, hint=KEY_HINT)
+            raise AuthError(words, hint=KEY_HINT)
         if status == 429:
-            raise RateLimited(said)
+            raise RateLimited(words)
         if status not in expect:
-            raise UnexpectedResponse(said, instance_ids=_ids(document))
+            raise UnexpectedResponse(words, instance_ids=_ids(document))
         return Answer(status, answer.data)
 
 
@@ -294,17 +291,8 @@ sh -c {shlex.quote(spec.onstart)} >~/.lorry_onstart.log 2>&1 &
 
 
 def offers_from(rows: Iterable[object], disk_gib: int) -> list[Offer]:
-    """Each kind of card on each host. Hosts that make no sense are left out; if none does, the answer makes none."""
-    found: list[Offer] = []
-    trouble = ""
-    for row in rows:
-        try:
-            found += _offers(_Host.model_validate(row), disk_gib)
-        except ValidationError as error:
-            trouble = trouble or " ".join(str(error).split())
-    if trouble and not found:
-        raise UnexpectedResponse(f"TensorDock's hosts cannot be read: {trouble}")
-    return found
+    """Each kind of card on each host."""
+    return readable(rows, lambda row: _offers(_Host.model_validate(row), disk_gib), whose="TensorDock's list of hosts")
 
 
 def _offers(host: _Host, disk_gib: int) -> list[Offer]:
@@ -369,11 +357,11 @@ def _instance(data: object) -> Instance:
 
 def _refused(answer: Answer, offer: Offer, ids: tuple[str, ...]) -> ProviderError:
     """What an answer to a create means that is no machine."""
-    said = _said(answer.data)
+    told = said(answer.data)
     for words, kind, hint in REFUSALS:
-        if not ids and re.search(words, said, re.IGNORECASE):
-            return kind(f"TensorDock did not rent {offer.gpu_name} ({offer.id}): {said}", hint=hint)
-    return UnexpectedResponse(f"TensorDock answered the create of {offer.id} with {answer.status}: {said}", instance_ids=ids)
+        if not ids and re.search(words, told, re.IGNORECASE):
+            return kind(f"TensorDock did not rent {offer.gpu_name} ({offer.id}): {told}", hint=hint)
+    return UnexpectedResponse(f"TensorDock answered the create of {offer.id} with {answer.status}: {told}", instance_ids=ids)
 
 
 def _flat(data: object) -> dict[str, Any]:
@@ -386,12 +374,3 @@ def _flat(data: object) -> dict[str, Any]:
 def _ids(data: object) -> tuple[str, ...]:
     value = _flat(data).get("id")
     return (str(value),) if isinstance(value, str | int) and value and not isinstance(value, bool) else ()
-
-
-def _said(data: object) -> str:
-    """The words of an error, of the several shapes that errors have."""
-    document = record(data)
-    listed = document.get("errors")
-    errors = [record(one).get("detail") or record(one).get("title") or one for one in listed] if isinstance(listed, list) else []
-    words = [document.get("error"), document.get("message"), *errors]
-    return " ".join(" ".join(str(word).split()) for word in words if word)[:300] or str(data)[:300]

@@ -43,7 +43,7 @@ MAY_IMPORT = {
 }
 OURS = {"orchestrator", "providers", "trainer", "templates", "tests"}
 
-SHARED_BY_CLOUDS = {"base", "errors", "http", "keys", "wrappers"}
+SHARED_BY_CLOUDS = {"answers", "base", "errors", "http", "keys", "wrappers"}
 """Files of `providers/` that are no cloud; every cloud may import them."""
 
 PURE = (

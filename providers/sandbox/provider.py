@@ -19,11 +19,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
+from providers.answers import Wire, as_agreed
 from providers.base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from providers.errors import NoCapacity, ProviderError, Refused, UnexpectedResponse
-from providers.http import Answer, CloudHTTP, as_agreed
+from providers.http import Answer, CloudHTTP
 
 from .descriptor import Descriptor, read_descriptor
 from .processes import ProcessId, alive
@@ -49,20 +48,14 @@ REFUSALS: Mapping[str, type[ProviderError]] = {
 """Error codes of a create that are certain to have rented nothing."""
 
 
-class _Model(BaseModel):
-    """New fields are ignored, missing ones are errors."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Prices(_Model):
+class _Prices(Wire):
     gpu_usd_per_hour: Decimal
     disk_usd_per_gib_hour: Decimal
     upload_usd_per_gib: Decimal
     download_usd_per_gib: Decimal
 
 
-class _Offer(_Model):
+class _Offer(Wire):
     id: str
     machine_id: str
     gpu_name: str
@@ -78,13 +71,13 @@ class _Offer(_Model):
     interruptible: bool
 
 
-class _SSH(_Model):
+class _SSH(Wire):
     host: str
     port: int
     user: str
 
 
-class _Instance(_Model):
+class _Instance(Wire):
     id: str
     label: str
     status: str | None
@@ -98,7 +91,7 @@ class _Instance(_Model):
     machine_id: str
 
 
-class _Page(_Model):
+class _Page(Wire):
     total: int
     next_cursor: str | None
 
@@ -111,26 +104,26 @@ class _Instances(_Page):
     instances: list[_Instance]
 
 
-class _Account(_Model):
+class _Account(Wire):
     name: str
     balance_usd: Decimal
     auto_pay: bool | None = None
 
 
-class _Charges(_Model):
+class _Charges(Wire):
     total_usd: Decimal
 
 
-class _Refusal(_Model):
+class _Refusal(Wire):
     code: str
     message: str
 
 
-class _Error(_Model):
+class _Error(Wire):
     error: _Refusal
 
 
-M = TypeVar("M", bound=_Model)
+M = TypeVar("M", bound=Wire)
 P = TypeVar("P", bound=_Page)
 
 
