@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
-from math import inf
+from math import ceil, inf
 
 from pydantic import ValidationError
 
@@ -131,7 +131,7 @@ class Terms:
 
     def _say_cut(self, names: tuple[str, ...], short_s: dict[str, float]) -> None:
         it, they_are = ("them", "they are") if len(names) > 1 else ("it", "it is")
-        needs = "; ".join(f"{name} needs {max(1, round(short_s[name] / 60))} more minutes than the cap leaves" for name in names)
+        needs = "; ".join(f"{name} needs {max(1, ceil(short_s[name] / 60))} more minutes than the cap leaves" for name in names)
         self.trip.say(
             f"{needs}; {they_are} left out, so that what stands before {it} in the file is finished;"
             f" `lorry resume {self.trip.order.run} --budget {self._budget(names)}` trains {it}"

@@ -54,7 +54,7 @@ def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = No
         "exit_code": exit_code,
         "message": str((book.closed or {}).get("message", "")),
         "hint": str((book.closed or {}).get("hint", "")),
-        "jobs": [job_document(folder.job(name), name, job) for name, job in progress_of(folder).jobs.items()],
+        "jobs": [job_document(folder.job(name), name, job, cut=name in book.cut) for name, job in progress_of(folder).jobs.items()],
         "machines": [_machine(attempt) for attempt in book.attempts.values()],
         "phases": phases(entries),
         "cost": _cost(folder, book, now, billed_usd),
@@ -102,14 +102,14 @@ def _living_status(book: Book) -> str:
     return str(current.phase) if current else ("confirmed" if book.confirmed else "planned")
 
 
-def job_document(home: Path, name: str, progress: JobProgress) -> dict[str, Any]:
-    """One job of the receipt, from its folder and what its events told."""
+def job_document(home: Path, name: str, progress: JobProgress, *, cut: bool = False) -> dict[str, Any]:
+    """One job of the receipt, from its folder and what its events told. `cut`: it was left out, because the cap did not last for it."""
     adapter = home / f"{name}.safetensors"
     checkpoints = sorted((home / "checkpoints").glob("*.safetensors")) if home.is_dir() else []
     samples = sorted((home / "samples").glob("*.png")) if home.is_dir() else []
     return {
         "name": name,
-        "status": progress.state,
+        "status": "cut" if cut and not adapter.exists() else progress.state,
         "steps": progress.step,
         "steps_planned": progress.steps,
         "message": progress.message if progress.state == "failed" else "",
