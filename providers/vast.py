@@ -16,20 +16,21 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_UP, Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AliasChoices, Field, ValidationError
 
+from .answers import OddIsNone, Wire, as_agreed, fault, record, said
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP
+from .http import Answer, CloudHTTP, Pace
 from .keys import ApiKey, Right
 
 URL = "https://console.vast.ai"
@@ -76,29 +77,23 @@ READABLE = frozenset({200, 400, 402, 403, 404, 409, 410, 422})
 """Statuses whose body decides: Vast answers a wrong key with 401, 403 or 404."""
 
 
-def _or_none(value: object, read: ValidatorFunctionWrapHandler) -> object:
-    try:
-        return read(value)
-    except ValidationError:
-        return None
+Usd = Annotated[Decimal, Field(ge=0, le=10)]
+P = TypeVar("P", bound="_Paged")
 
 
-T = TypeVar("T")
-Loose = Annotated[T | None, WrapValidator(_or_none)]
-"""A field that we can do without: None where it cannot be read."""
-
-
-class _Model(BaseModel):
-    """New fields are ignored; numbers may come as text; NaN is no number."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
-
-
-class _Rates(_Model):
+class _Rates(Wire):
     dph_base: Annotated[Decimal, Field(gt=0, le=1000)]
-    storage_cost: Annotated[Decimal, Field(ge=0, le=10)]
-    inet_up_cost: Annotated[Decimal, Field(ge=0, le=10)]
-    inet_down_cost: Annotated[Decimal, Field(ge=0, le=10)]
+    storage_cost: Usd
+    inet_up_cost: Usd
+    inet_down_cost: Usd
+
+    def prices(self) -> Prices:
+        return Prices(
+            gpu_usd_per_hour=self.dph_base,
+            disk_usd_per_gib_hour=round(self.storage_cost * GB_PER_GIB / HOURS_PER_MONTH, 12),
+            upload_usd_per_gib=round(self.inet_down_cost * GB_PER_GIB, 9),  # what comes down to the machine is what we send up
+            download_usd_per_gib=round(self.inet_up_cost * GB_PER_GIB, 9),
+        )
 
 
 class _Offer(_Rates):
@@ -115,76 +110,76 @@ class _Offer(_Rates):
     inet_down: Annotated[float, Field(ge=0)] | None = None
     inet_up: Annotated[float, Field(ge=0)] | None = None
     reliability: Annotated[float, Field(ge=0, le=1)] | None = Field(None, validation_alias=AliasChoices("reliability2", "reliability"))
-    verification: Loose[str] = None
-    geolocation: Loose[str] = None
-    cpu_arch: Loose[str] = None
-    gpu_arch: Loose[str] = None
-    hosting_type: Loose[int] = None
-    cuda_max_good: Loose[float] = None
-    end_date: Loose[float] = None
+    verification: OddIsNone[str] = None
+    geolocation: OddIsNone[str] = None
+    cpu_arch: OddIsNone[str] = None
+    gpu_arch: OddIsNone[str] = None
+    hosting_type: OddIsNone[int] = None
 
 
-class _Port(_Model):
+class _Port(Wire):
     HostPort: Annotated[int, Field(gt=0, lt=65536)]
 
 
-class _Row(_Model):
+class _Row(Wire):
     """An instance. Only what says whose it is and whether it bills must be there; the rest is read field by field."""
 
     id: Annotated[int, Field(gt=0)]
     label: str | None
     actual_status: str | None
-    intended_status: Loose[str] = None
-    cur_state: Loose[str] = None
-    next_state: Loose[str] = None
-    status_msg: Loose[str] = None
-    gpu_name: Loose[str] = None
-    machine_id: Loose[int] = None
-    disk_space: Loose[Annotated[float, Field(ge=0, le=1e6)]] = None
-    start_date: Loose[Annotated[float, Field(gt=0, le=1e11)]] = None
-    end_date: Loose[float] = None
-    public_ipaddr: Loose[str] = None
-    ports: Loose[dict[str, list[_Port] | None]] = None
-    direct_port_count: Loose[int] = None
-    ssh_host: Loose[str] = None
-    ssh_port: Loose[Annotated[int, Field(gt=0, lt=65535)]] = None
-    image_runtype: Loose[str] = None
+    rates: OddIsNone[_Rates] = None
+    """The row itself: its prices, where all of them can be read."""
+    intended_status: OddIsNone[str] = None
+    cur_state: OddIsNone[str] = None
+    next_state: OddIsNone[str] = None
+    status_msg: OddIsNone[str] = None
+    gpu_name: OddIsNone[str] = None
+    disk_space: OddIsNone[Annotated[float, Field(ge=0, le=1e6)]] = None
+    start_date: OddIsNone[Annotated[float, Field(gt=0, le=1e11)]] = None
+    public_ipaddr: OddIsNone[str] = None
+    ports: OddIsNone[dict[str, list[_Port] | None]] = None
+    direct_port_count: OddIsNone[int] = None
+    ssh_host: OddIsNone[str] = None
+    ssh_port: OddIsNone[Annotated[int, Field(gt=0, lt=65535)]] = None
+    image_runtype: OddIsNone[str] = None
     ssh_user: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")] = "root"
     """Only the practice cloud says it, whose machines cannot all be root."""
 
 
-class _Page(_Model):
-    success: bool
-    total_instances: int
+class _Paged(Wire):
+    success: Literal[True]
     next_token: str | None = None
+
+
+class _Instances(_Paged):
+    total_instances: int
     instances: list[dict[str, Any]]
 
 
-class _User(_Model):
+class _User(Wire):
     id: int
     email: str | None = None
-    credit: Annotated[Decimal, Field(allow_inf_nan=False)] | None = None
-    autobill_threshold: Loose[float] = None
+    credit: Decimal | None = None
+    autobill_threshold: OddIsNone[float] = None
     """The balance at which a card is charged; null: never."""
 
 
-class _Item(_Model):
+class _Item(Wire):
     amount: Decimal
 
 
-class _Charge(_Model):
+class _Charge(Wire):
     source: str
     amount: Decimal
-    items: list[_Item] = []
+    items: tuple[_Item, ...] = ()
+
+    def usd(self) -> Decimal:
+        """The items are the finer sum."""
+        return sum((item.amount for item in self.items), Decimal(0)) if self.items else self.amount
 
 
-class _Charges(_Model):
-    success: bool
-    next_token: str | None = None
+class _Charges(_Paged):
     results: list[_Charge]
-
-
-M = TypeVar("M", bound=_Model)
 
 
 def _client_files(environment: Mapping[str, str]) -> tuple[Path, ...]:
@@ -224,9 +219,8 @@ class Vast:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """`intervals_s`: how far apart calls of one kind are kept; a limit that is run into costs a penalty on top."""
-        self._key, self._url, self._page_size, self._now = key, url, page_size, now
-        self._intervals_s, self._monotonic_s, self._sleep = intervals_s, monotonic_s, sleep
-        self._called_at: dict[str, float] = {}
+        self._key, self._url, self._page_size, self._now, self._monotonic_s = key, url, page_size, now, monotonic_s
+        self._pace = Pace(intervals_s, monotonic_s=monotonic_s, sleep=sleep)
         self._portless_since: dict[int, float] = {}
 
     @classmethod
@@ -264,7 +258,7 @@ class Vast:
         }
         answer = self._ask("create", "PUT", f"/api/v0/asks/{offer.id.partition('/')[0]}/", body=body)
         ids = _ids(answer.data)
-        if answer.status != 200 or not _dict(answer.data).get("success") or not ids:
+        if answer.status != 200 or not record(answer.data).get("success") or not ids:
             raise _refused(answer, offer, ids)
         with suppress(ProviderError):  # sometimes only one of the two ways puts the key there; an error here must not lose the machine
             self._ask("ssh", "POST", f"/api/v0/instances/{ids[0]}/ssh/", body={"ssh_key": spec.ssh_public_key})
@@ -276,35 +270,31 @@ class Vast:
             prices=offer.prices,
             disk_gib=_gib(disk_gb),
             gpu_name=offer.gpu_name,
-            provider_data={"machine_id": offer.machine_id},
         )
 
     def describe(self, instance_id: str) -> Instance:
         answer = self._ask("show", "GET", f"/api/v0/instances/{instance_id}/", params={"owner": "me"})
         if answer.data == {"instances": None} or self._absent(answer, instance_id):  # destroyed: exactly the first; never there: the other
             return Instance(provider=self.name, id=instance_id, label="", status=InstanceStatus.GONE)
-        instance = self._instance(_dict(answer.data).get("instances"))
+        instance = self._instance(record(answer.data).get("instances"))
         if instance.id != instance_id:
             raise UnexpectedResponse(f"asked Vast for instance {instance_id}, it answered with {instance.id}")
         return instance
 
     def instances(self) -> Sequence[Instance]:
         rows: dict[str, Instance] = {}
+        total = 0
         params = {"limit": str(self._page_size), "order_by": '[{"col":"id","dir":"asc"}]'}
-        for _ in range(PAGE_LIMIT):
-            page = _read(_Page, self._ask("list", "GET", "/api/v1/instances/", params=params).data)
-            known = len(rows)
+        for page in self._pages(_Instances, "list", "/api/v1/instances/", params):
             rows |= {instance.id: instance for instance in map(self._instance, page.instances)}
-            if not page.next_token or not page.success or len(rows) == known:  # the last: a token that leads in a circle
-                break
-            params["after_token"] = page.next_token
-        if not page.success or page.next_token or len(rows) < page.total_instances:
-            raise UnexpectedResponse(f"Vast counts {page.total_instances} instances but listed {len(rows)}")
+            total = page.total_instances
+        if len(rows) < total:
+            raise UnexpectedResponse(f"Vast counts {total} instances but listed {len(rows)}")
         return list(rows.values())
 
     def terminate(self, instance_id: str) -> None:
         answer = self._ask("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", body={})
-        if not self._absent(answer, instance_id) and _dict(answer.data).get("success") is not True:
+        if not self._absent(answer, instance_id) and record(answer.data).get("success") is not True:
             raise _odd(answer, f"destroy instance {instance_id}")
 
     def account(self) -> Account:
@@ -316,7 +306,7 @@ class Vast:
             return Account(name="Vast account", lacks=("user_read",))
         if answer.status != 200:
             raise _odd(answer, "who we are")
-        user = _read(_User, answer.data)
+        user = as_agreed(_User, answer.data, cloud="Vast")
         told = "autobill_threshold" in user.model_fields_set
         auto_pay = user.autobill_threshold is not None if told else None
         return Account(name=user.email or str(user.id), id=str(user.id), balance_usd=user.credit, auto_pay=auto_pay)  # `balance` is 0
@@ -325,15 +315,9 @@ class Vast:
         """By Vast's own charges, whose amounts are rounded to a tenth of a cent."""
         day = {"gte": int((self._now() - timedelta(days=60)).timestamp()), "lte": int((self._now() + timedelta(days=1)).timestamp())}
         params = {"select_filters": json.dumps({"day": day, "type": {"in": ["instance"]}}), "format": "table", "limit": "100"}
-        found: list[_Charge] = []
-        for _ in range(PAGE_LIMIT):
-            answer = self._ask("charges", "GET", "/api/v0/charges/", params=params)
-            page = _read(_Charges, answer.data)
-            found += [charge for charge in page.results if charge.source == f"instance-{instance_id}"]
-            if not page.next_token:
-                return sum((_charged(charge) for charge in found), Decimal(0)) if found else None
-            params["after_token"] = page.next_token
-        raise UnexpectedResponse(f"Vast's charges do not end after {PAGE_LIMIT} pages")
+        pages = self._pages(_Charges, "charges", "/api/v0/charges/", params)
+        found = [charge for page in pages for charge in page.results if charge.source == f"instance-{instance_id}"]
+        return sum((charge.usd() for charge in found), Decimal(0)) if found else None
 
     @cached_property
     def _http(self) -> CloudHTTP:
@@ -341,22 +325,31 @@ class Vast:
 
     def _ask(self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, body: object | None = None) -> Answer:
         """One call, in its turn; the answers that say nothing of its effect, and those about key and limits, are errors for every kind."""
-        if (wait_s := self._called_at.get(kind, -math.inf) + self._intervals_s.get(kind, 0.0) - self._monotonic_s()) > 0:
-            self._sleep(wait_s)
         try:
-            answer = self._http.call(method, path, params=params, json=body, expect=READABLE)
+            with self._pace.turn(kind):
+                answer = self._http.call(method, path, params=params, json=body, expect=READABLE)
         except RateLimited as error:
             raise _limited(error) from None
-        finally:
-            self._called_at[kind] = self._monotonic_s()
-        if (clean := self._http.redact(text := json.dumps(answer.data))) != text:
-            answer = Answer(answer.status, json.loads(clean))  # what they repeat of our key gets into no message
-        code, message = _said(answer.data)
+        code = _code(answer.data)
         if code == "auth_error" or (answer.status == 403 and not code):
-            raise AuthError(f"Vast answered {method} {path} with {answer.status}: {message or 'forbidden'}", hint=KEY_HINT)
+            raise AuthError(f"Vast answered {method} {path} with {answer.status}: {said(answer.data) or 'forbidden'}", hint=KEY_HINT)
         if code == "rate_limit_exceeded":
-            raise _limited(RateLimited(f"Vast: {message}"))
+            raise _limited(RateLimited(f"Vast: {said(answer.data)}"))
         return answer
+
+    def _pages(self, model: type[P], kind: str, path: str, params: Mapping[str, str]) -> Iterator[P]:
+        """Every page; a token that leads in a circle, or on for ever, is not an answer."""
+        token, seen = "", set[str]()
+        while token not in seen and len(seen) < PAGE_LIMIT:
+            seen.add(token)
+            page = as_agreed(
+                model, self._ask(kind, "GET", path, params={**params, **({"after_token": token} if token else {})}).data, cloud="Vast"
+            )
+            yield page
+            if not page.next_token:
+                return
+            token = page.next_token
+        raise UnexpectedResponse(f"Vast's pages at {path} do not end")
 
     def _absent(self, answer: Answer, instance_id: str) -> bool:
         """Whether Vast itself says that there is no such instance, and a whole listing agrees. Any other 404 says nothing.
@@ -365,7 +358,7 @@ class Vast:
         """
         if answer.status == 200:
             return False
-        if answer.status != 404 or _said(answer.data)[0] not in ABSENT:
+        if answer.status != 404 or _code(answer.data) not in ABSENT:
             raise _odd(answer, "an instance")
         if any(instance.id == instance_id for instance in self.instances()):
             raise UnexpectedResponse(f"Vast does not find instance {instance_id}, yet lists it")
@@ -384,11 +377,11 @@ class Vast:
                 if page == 0:
                     raise
                 break  # the cheapest are known, the rest is dearer
-            rows = _dict(answer.data).get("offers") if answer.status == 200 else None
+            rows = record(answer.data).get("offers") if answer.status == 200 else None
             if not isinstance(rows, list):
                 raise _odd(answer, "a search")
             found |= dict(offers_from(rows, kind, faults))
-            prices = [float(price) for row in rows if isinstance(price := _dict(row).get("dph_total"), int | float) and 0 < price < 1e6]
+            prices = [float(price) for row in rows if isinstance(price := record(row).get("dph_total"), int | float) and 0 < price < 1e6]
             if len(rows) < ROWS or not prices:
                 break
             last = max(prices)
@@ -398,19 +391,18 @@ class Vast:
         return found.values()
 
     def _instance(self, data: object) -> Instance:
-        row = _read(_Row, data)
+        row = as_agreed(_Row, {**record(data), "rates": data}, cloud="Vast")
         return Instance(
             provider=self.name,
             id=str(row.id),
             label=row.label or "",
             status=status_of(row),
-            prices=_prices(data),
+            prices=row.rates.prices() if row.rates else None,
             disk_gib=_gib(row.disk_space or 0),
             ssh=self._endpoint(row),
             status_text=" ".join((row.status_msg or row.actual_status or "").split()),
             gpu_name=row.gpu_name or "",
             created_at=datetime.fromtimestamp(row.start_date, UTC) if row.start_date else None,
-            provider_data={"machine_id": str(row.machine_id), "end_date": row.end_date, "actual_status": row.actual_status},
         )
 
     def _endpoint(self, row: _Row) -> SSHEndpoint | None:
@@ -462,11 +454,11 @@ def offers_from(rows: Iterable[object], kind: str, faults: list[str]) -> Iterabl
         try:
             row = _Offer.model_validate(data)
         except ValidationError as error:
-            faults.append(_first(error))
+            faults.append(fault(error))
             continue
         if row.cpu_arch not in (None, "", "amd64", "x86_64") or row.gpu_arch not in (None, "", "nvidia"):
             continue  # no image of ours runs there
-        prices = _prices_from(row)
+        prices = row.prices()
         if kind == "bid":
             bid = (max(row.min_bid or row.dph_base, Decimal("0.001")) * BID_MARGIN).quantize(Decimal("0.0001"), ROUND_UP)
             prices = replace(prices, gpu_usd_per_hour=bid)  # the highest bid runs, and pays what it bid
@@ -489,7 +481,6 @@ def offers_from(rows: Iterable[object], kind: str, faults: list[str]) -> Iterabl
                 secure=bool(row.hosting_type),
                 region=place[1] if place else "",
                 interruptible=kind == "bid",
-                provider_data={"cuda_max_good": row.cuda_max_good, "end_date": row.end_date},
             ),
         )
 
@@ -519,47 +510,27 @@ mkdir -p ~/.ssh && printf '\\n%s\\n' {shlex.quote(spec.ssh_public_key)} >> ~/.ss
 """
 
 
-def _read(model: type[M], data: object) -> M:
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UnexpectedResponse(f"Vast's answer is not as agreed: {_first(error)}{': '.join(['', *_said(data)])}"[:500]) from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}"
-
-
-def _dict(data: object) -> dict[str, Any]:
-    return data if isinstance(data, dict) else {}
-
-
-def _said(data: object) -> tuple[str, str]:
-    """The error's code and words, of the several shapes that errors have."""
-    document = _dict(data)
-    words = next((document[name] for name in ("msg", "message", "detail") if document.get(name)), "")
-    return str(document.get("error") or ""), str(words)
+def _code(data: object) -> str:
+    return str(record(data).get("error") or "")
 
 
 def _ids(data: object) -> tuple[str, ...]:
     """Every instance id in an answer, also an error's: a bid that is too low is refused AND leaves a stopped machine that bills."""
-    values = [str(_dict(data).get(name)) for name in ("new_contract", "instance_id")]
+    values = [str(record(data).get(name)) for name in ("new_contract", "instance_id")]
     return tuple(dict.fromkeys(value for value in values if value.isdecimal() and int(value)))
 
 
 def _odd(answer: Answer, what: str, ids: tuple[str, ...] = ()) -> UnexpectedResponse:
-    code, words = _said(answer.data)
-    return UnexpectedResponse(f"Vast answered {answer.status} about {what}: {code} {words}".strip()[:500], instance_ids=ids)
+    return UnexpectedResponse(f"Vast answered {answer.status} about {what}: {said(answer.data)}", instance_ids=ids)
 
 
 def _refused(answer: Answer, offer: Offer, ids: tuple[str, ...]) -> ProviderError:
     """Why a create did not end well; only what certainly rented nothing is told as such."""
-    code, words = _said(answer.data)
+    code = _code(answer.data)
     if ids or (kind := REFUSALS.get(code)) is None:
         return _odd(answer, f"offer {offer.id}", ids)
     hint = "see credit and limits at cloud.vast.ai/billing" if code in ("insufficient_credit", "spend_rate_limit") else ""
-    return kind(f"Vast did not rent offer {offer.id}: {code}: {words}"[:500], hint=hint)
+    return kind(f"Vast did not rent offer {offer.id}: {said(answer.data)}", hint=hint)
 
 
 def _limited(error: RateLimited) -> ProviderError:
@@ -567,29 +538,9 @@ def _limited(error: RateLimited) -> ProviderError:
     words = str(error)
     if "spend_rate_limit" in words:
         return Refused(words, hint="a new account may only spend so fast; wait, or add credit at cloud.vast.ai/billing")
-    said = re.findall(r'(?:threshold=|"retry_after": ?"?)(\d+(?:\.\d+)?)', words)
-    error.retry_after_s = max([error.retry_after_s, *map(float, said)])
+    told = re.findall(r'(?:threshold=|"retry_after": ?"?)(\d+(?:\.\d+)?)', words)
+    error.retry_after_s = max([error.retry_after_s, *map(float, told)])
     return error
-
-
-def _prices_from(row: _Rates) -> Prices:
-    return Prices(
-        gpu_usd_per_hour=row.dph_base,
-        disk_usd_per_gib_hour=round(row.storage_cost * GB_PER_GIB / HOURS_PER_MONTH, 12),
-        upload_usd_per_gib=round(row.inet_down_cost * GB_PER_GIB, 9),  # what comes down to the machine is what we send up
-        download_usd_per_gib=round(row.inet_up_cost * GB_PER_GIB, 9),
-    )
-
-
-def _prices(data: object) -> Prices | None:
-    try:
-        return _prices_from(_Rates.model_validate(data))
-    except ValidationError:
-        return None
-
-
-def _charged(charge: _Charge) -> Decimal:
-    return sum((item.amount for item in charge.items), Decimal(0)) if charge.items else charge.amount
 
 
 def _gib(gb: float) -> int:
