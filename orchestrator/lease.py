@@ -250,10 +250,12 @@ class Lease:
 
 
 def label_trouble(found: str, label: str) -> str:
-    """What is wrong with the label that the cloud has kept; empty when it is whole. Without one only this computer finds the machine."""
+    """What is wrong with the label that the cloud has kept; empty when it is whole."""
     if found == label:
         return ""
-    return f"its label came back as {found!r}" if is_ours(found, label) else f"the cloud did not keep its label {label}, it says {found!r}"
+    if is_ours(found, label):
+        return f"its label was cut to {found!r}: another computer's `lorry reap` finds it, and cannot tell when its time is over"
+    return f"the cloud did not keep its label {label!r} but has {found!r}: without this computer nobody would find it"
 
 
 def is_ours(found: str, label: str) -> bool:

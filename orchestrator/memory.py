@@ -33,6 +33,7 @@ class Fault(StrEnum):
     REFUSED = "could not be had"
     DEARER = "dearer than offered"
     GUARD = "no guard that works"
+    UNLABELLED = "label not kept"
     LOST = "lost while training"
 
 
@@ -40,6 +41,7 @@ FORGOTTEN_AFTER: Mapping[Fault, timedelta] = {
     Fault.HARDWARE: timedelta(days=30),  # nobody swaps a card over night, and a listing that is wrong stays wrong
     Fault.GUARD: timedelta(days=7),  # calls that do not get out are a matter of how the host is set up
     Fault.LOST: timedelta(days=3),  # what fell over once falls over again until its owner has come by
+    Fault.UNLABELLED: timedelta(days=1),  # the cloud's doing, and not mended within the hour
     Fault.SLOW: timedelta(days=1),  # a line is busy for an evening
     Fault.BOOT: timedelta(days=1),  # an image that came too slowly, a host that is being restarted
     Fault.DEARER: timedelta(days=1),  # a price that moved; by then its listing has caught up

@@ -19,7 +19,7 @@ from . import guarding
 from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
 from .guarding import GuardUnproven, guarded
 from .inspecting import Unfit, inspected
-from .lease import Lease, NeverCreated
+from .lease import Lease, NeverCreated, is_ours, label_trouble
 from .ledger import Attempt
 from .lifecycle import Phase, Signal
 from .memory import Fault
@@ -231,17 +231,24 @@ def _reach(trip: Trip, lease: Lease) -> Machine | Failed:
             if missed >= MISSED_LOOKS:
                 words = f"it is {instance.status}" + (f": {instance.status_text}" if instance.status_text else "")
                 break  # giving it back sees whether that is so
-            if not in_use and (dearer := _dearer(lease, instance)):
+            dearer = "" if in_use else _dearer(lease, instance)
+            lease.heed(instance)
+            if dearer:
                 words, fault = dearer, Fault.DEARER
                 break
             shell = _shell_for(trip, lease, instance, shell)
             if shell is not None and shell.probe():
-                return _reached(lease, shell)
+                if not in_use and (words := label_trouble(instance.label, lease.label)):
+                    trip.say(f"{lease.gpu} at {lease.provider.name}: {words}")
+                if in_use or is_ours(instance.label, lease.label):
+                    return _reached(lease, shell)
+                fault = Fault.UNLABELLED
+                break
         trip.pulse(words)
         trip.clock.sleep(POLL_S)
     if in_use:
         raise MachineFailed(f"it does not answer any more: {words}")
-    return Failed(fault=fault, why=words if fault is Fault.DEARER else f"it did not boot: {words}")
+    return Failed(fault=fault, why=f"it did not boot: {words}" if fault is Fault.BOOT else words)
 
 
 def _dearer(lease: Lease, instance: Instance) -> str:

@@ -17,6 +17,7 @@ from .delivery import ship
 from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
 from .guarding import guarded
 from .home import RunFolder
+from .lease import WrongAccount
 from .ledger import Ledger
 from .market import plan_document
 from .onward import leave_behind, onward, stand_by
@@ -83,6 +84,8 @@ def drive(trip: Trip) -> dict[str, Any]:
             leave_behind(trip)  # whether another is worth its money, `onward` says when it is asked for one
         except NoOffer as err:
             return close(trip, err if trip.todo() else None)  # a machine that went by itself when all was at home needs no other
+        except WrongAccount:
+            raise  # nothing was asked of the machine: the books stay as they are
         except (LorryError, ProviderError) as err:
             return close(trip, err)
         else:
@@ -113,6 +116,8 @@ def go_on(trip: Trip) -> dict[str, Any]:
     try:
         if last.may_bill and (lease := adopted(trip, last)) is not None:
             give_back(trip, lease, last.told)
+    except WrongAccount:
+        raise
     except (LorryError, ProviderError) as err:
         return close(trip, err)
     return close(trip, None, outcome)

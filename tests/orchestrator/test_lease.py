@@ -466,7 +466,7 @@ def test_with_the_key_of_another_account_nothing_is_believed_gone(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("kept", "words"),
-    [("lorry-autumn-1-a1-x00abc", ""), ("lorry-autumn-1-a1", "came back as"), ("", "did not keep"), ("lorry-a", "did not keep")],
+    [("lorry-autumn-1-a1-x00abc", ""), ("lorry-autumn-1-a1", "was cut"), ("", "did not keep"), ("lorry-a", "did not keep")],
 )
 def test_a_label_that_the_cloud_has_not_kept_is_noticed(kept: str, words: str):
     trouble = label_trouble(kept, "lorry-autumn-1-a1-x00abc")

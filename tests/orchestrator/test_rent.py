@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import pytest
 from fakes import FakeClock, FakeCloud, SilentView, an_order, offer
 
+from orchestrator import rent
 from orchestrator.errors import NoOffer
 from orchestrator.home import RunFolder
 from orchestrator.interrupts import Interrupts
+from orchestrator.lease import WrongAccount, prices_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.rent import rented
+from orchestrator.run import drive, go_on
 from orchestrator.trip import Tools, Trip
-from providers.base import Instance, InstanceStatus
+from providers.base import Account, Instance, InstanceStatus, SSHEndpoint
 
 
 class Market(FakeCloud):
@@ -96,3 +100,71 @@ def test_a_machine_that_never_boots_is_given_back_at_the_deadline(trip: Trip, ma
     market.status = InstanceStatus.PENDING
     nobody_stays(trip, market)
     assert "did not boot" in said(trip)
+
+
+class Door:
+    """A machine that lets everybody in."""
+
+    def __init__(self, endpoint: SSHEndpoint, *_: object) -> None:
+        self.endpoint = endpoint
+
+    def forget_host(self) -> None:
+        pass
+
+    def probe(self) -> bool:
+        return True
+
+    def connect(self) -> str:
+        return "SHA256:x"
+
+
+@pytest.fixture
+def open_doors(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
+    market.ssh = SSHEndpoint(host="127.0.0.1", port=22, user="root")
+    monkeypatch.setattr(rent, "Shell", Door)
+
+
+@pytest.mark.usefixtures("open_doors")
+def test_a_machine_whose_label_the_cloud_has_not_kept_is_given_back(trip: Trip, market: Market, monkeypatch: pytest.MonkeyPatch):
+    """Without it no other computer, and no later one, would find the machine again."""
+    plain = market.describe
+    monkeypatch.setattr(market, "describe", lambda instance_id: replace(plain(instance_id), label="my-pod"))
+    nobody_stays(trip, market)
+    assert "did not keep its label" in said(trip)
+
+
+@pytest.mark.usefixtures("open_doors")
+def test_a_label_that_was_cut_behind_the_run_is_told_and_taken(trip: Trip, market: Market, monkeypatch: pytest.MonkeyPatch):
+    plain = market.describe
+    monkeypatch.setattr(market, "describe", lambda instance_id: replace(seen := plain(instance_id), label=seen.label.rpartition("-x")[0]))
+    lease = rent._take(trip, trip.candidates()[0])
+    assert lease is not None
+    assert isinstance(rent._reach(trip, lease), rent.Machine)
+    assert "its label was cut to" in said(trip)
+    lease.release("done")
+
+
+@pytest.mark.usefixtures("open_doors")
+def test_what_a_dearer_machine_costs_while_it_is_given_back_is_on_the_meter(trip: Trip, market: Market):
+    market.times = Decimal("1.5")
+    market.plot.deaf_terminates = 20
+    nobody_stays(trip, market)
+    gpu = market.market[0].prices.gpu_usd_per_hour
+    assert all(prices_of(attempt).gpu_usd_per_hour == gpu * market.times for attempt in trip.book().attempts.values())
+
+
+@pytest.mark.parametrize("last", [drive, go_on])
+def test_a_run_is_not_taken_up_with_the_key_of_another_account(
+    trip: Trip, market: Market, monkeypatch: pytest.MonkeyPatch, last: Callable[[Trip], object]
+):
+    monkeypatch.setattr(market, "account", lambda: Account(name="ann", id="acc-1"))
+    lease = rent._take(trip, trip.candidates()[0])
+    assert lease is not None
+    monkeypatch.setattr(market, "account", lambda: Account(name="bob", id="acc-2"))
+    if last is go_on:
+        trip.ledger.record("give_up", attempt=1, why="enough", outcome={"exit_code": 130, "message": "", "hint": ""})
+    with pytest.raises(WrongAccount):
+        last(trip)
+    assert trip.book().closed is None
+    assert trip.book().open_attempts
+    assert len(market.billing()) == 1
