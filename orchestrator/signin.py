@@ -115,7 +115,7 @@ def examine(named: Sequence[str]) -> Iterator[doctor.Check]:
     for name in dict.fromkeys([*named, *keyed]):
         yield from accounts.look(name, tools.provider, store, books, driven, tools.clock.now())
     if not keyed:
-        hint = f"lorry login {' or lorry login '.join(accounts.wanting_keys())}; provider `sandbox` needs none and costs nothing"
+        hint = f"lorry login PROVIDER, one of {', '.join(accounts.wanting_keys())}; `sandbox` needs no key and costs nothing"
         yield doctor.warning("clouds", "there is no key for any cloud", hint)
 
 
