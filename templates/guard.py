@@ -34,10 +34,10 @@ def deadline(state, config):
 
 
 def revived(state, now, wall, boot_id):
-    """What an earlier guard knew, moved to this boot's clock: only the time of day has gone on meanwhile."""
+    """What an earlier guard knew, moved to this boot's clock. What this boot has lasted has passed at least, whatever the time of day."""
     if state["boot_id"] == boot_id:
         return state  # KeyError where the file is not ours
-    shift = now - max(wall - state["wall"], 0.0) - state["now"]
+    shift = now - max(wall - state["wall"], now) - state["now"]
     times = {name: state[name] + shift for name in ("started", "lease_at", "ended_at") if state[name] is not None}
     return {**state, **times, "boot_id": boot_id}
 
@@ -87,7 +87,11 @@ def call(method, url, key):
 
 
 def boot_clock():
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    """Goes on while the machine is suspended, as the bill does, and nobody can set it."""
+    try:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (AttributeError, OSError):
+        return time.monotonic()
 
 
 def main(folder, config):
