@@ -229,10 +229,12 @@ class Lease:
     def _search(self) -> None:
         """Look for the label until it is found, or for the whole grace window.
 
-        Counted from now: the intent's time of day is no measure, somebody may have set the clock since.
+        Counted from now: the intent's time of day is no measure, somebody may have set the clock since. What a look did not see
+        counts for when it began: this computer may have slept in the middle of it.
         """
         begun = self.clock.monotonic_s()
         while True:
+            is_late = self.clock.monotonic_s() >= begun + GRACE_S
             try:
                 for found in self.provider.instances():
                     if is_ours(found.label, self.label):
@@ -241,10 +243,10 @@ class Lease:
                 if not self.instance_ids:
                     self.provider.account()  # to a stranger everything is absent
             except ProviderError as err:
-                if self.clock.monotonic_s() >= begun + GRACE_S:
+                if is_late:
                     raise _cannot_tell(self.provider, self.label, err) from err
             else:
-                if self.instance_ids or self.clock.monotonic_s() >= begun + GRACE_S:
+                if self.instance_ids or is_late:
                     return
             self.clock.sleep(POLL_S)
 
@@ -270,13 +272,14 @@ def destroy(
 
     Gone means, twice in a row: every instance is described as gone, a whole listing shows neither them nor the label, and the key
     still works, for to a stranger everything is absent. An instance that was never seen alive (`known`) may be so young that the
-    cloud does not show it yet: it is looked for until the grace window is over. Raises `MayStillBill` when all this was not seen
-    within `patience_s`.
+    cloud does not show it yet: it is looked for until the grace window is over, and once more, for this computer may have slept since
+    it looked. Raises `MayStillBill` when all this was not seen within `patience_s`.
     """
     begun = clock.monotonic_s()
     ids, unseen = list(instance_ids), set() if known else set(instance_ids)
     clean, trouble = 0, "it is still there"
     while True:
+        looked = clock.monotonic_s() - begun
         for instance_id in ids:  # trouble with one must not spare the next
             lives, told = _end(provider, instance_id)
             trouble = told or trouble
@@ -293,10 +296,9 @@ def destroy(
             unseen -= {*left, *listed}
             clean = 0 if left or listed else clean + 1
             ids += sorted(listed - {*ids})
-        waited = clock.monotonic_s() - begun
-        if clean >= CLEAN_LOOKS and (not unseen or waited >= GRACE_S):
+        if clean >= CLEAN_LOOKS and (not unseen or looked >= GRACE_S):
             return f"{', '.join(ids) or label}: described as gone and absent from a whole listing, twice, with a key that works"
-        if waited >= patience_s and not (clean and waited < patience_s + POLL_S * CLEAN_LOOKS):
+        if looked >= patience_s and not clean:
             raise MayStillBill(
                 f"{provider.name} instance {', '.join(ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
                 hint=f"stop it by hand at {provider.console_url}, or run `lorry reap`; lorry goes on trying at its every command",

@@ -143,6 +143,47 @@ def test_a_create_whose_answer_was_lost_is_found_by_its_label_however_late_it_la
     assert ground.cloud.creates == 1
 
 
+def test_a_computer_that_sleeps_in_the_middle_of_a_look_does_not_believe_what_it_saw_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The create lands while the laptop sleeps: the window is over when it wakes, and its last listing is from before."""
+    ground = Ground(tmp_path, Plot(launch=down(), rents_all_the_same=True, lands_after_s=100.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lease, "_undo", lambda *_: None)  # it was killed
+        with pytest.raises(Unavailable):
+            ground.take()
+    attempt = ground.another_process().book().current
+    assert attempt is not None
+
+    def asleep() -> Account:
+        if ground.clock.passed_s < GRACE_S:
+            ground.clock.sleep(8 * 3600.0)
+        return Account(name="fake")
+
+    monkeypatch.setattr(ground.cloud, "account", asleep)
+    Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock).release("found")
+    assert ground.cloud.billing() == []
+    assert ground.kinds()[-1] == Signal.GONE
+
+
+def test_nor_of_a_machine_that_was_too_young_to_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ground = Ground(tmp_path)
+    lease = ground.take()
+    ground.cloud.bill[0].from_s = ground.clock.passed_s + 100.0
+    looks = 0
+
+    def asleep() -> Account:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            ground.clock.sleep(8 * 3600.0)
+        return Account(name="fake")
+
+    monkeypatch.setattr(ground.cloud, "account", asleep)
+    lease.release("enough")
+    assert ground.cloud.billing() == []
+
+
 def test_a_create_that_never_landed_is_given_up_only_after_the_whole_window(tmp_path: Path):
     ground = Ground(tmp_path, Plot(launch=down()))
     with pytest.raises(Unavailable):
