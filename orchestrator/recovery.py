@@ -107,7 +107,7 @@ def _is_progress(entry: Entry) -> bool:
 
 
 def lost(entries: Sequence[Entry], usd: Mapping[int, Decimal]) -> list[Stretch]:
-    """The machines that had let us in and were given up with the run undecided, since it was begun or last told to go on."""
+    """The machines that had been found good and were given up with the run undecided, since it was begun or last told to go on."""
     reached: set[int] = set()
     given_up: dict[int, bool] = {}
     for entry in entries:
@@ -115,6 +115,8 @@ def lost(entries: Sequence[Entry], usd: Mapping[int, Decimal]) -> list[Stretch]:
             given_up.clear()
         elif entry.kind == Signal.REACHABLE:
             reached.add(entry.attempt)
+        elif entry.kind == "unfit":  # those are another count
+            reached.discard(entry.attempt)
         elif entry.kind == Signal.GIVE_UP and entry.attempt in reached:
             given_up[entry.attempt] = given_up.get(entry.attempt, True) and not entry.data.get("outcome")
     gained = steps_gained(entries)

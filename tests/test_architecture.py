@@ -54,6 +54,7 @@ PURE = (
     "orchestrator/commands.py",
     "orchestrator/guard.py",
     "orchestrator/reconcile.py",
+    "orchestrator/recovery.py",
     "trainer/objective.py",
     "trainer/buckets.py",
 )

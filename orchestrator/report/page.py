@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.budget import show_usd
 from orchestrator.home import RunFolder, write_atomically
 from orchestrator.progress import Curve, JobProgress
+from orchestrator.view import duration
 
 from .receipt import progress_of
 
@@ -32,7 +33,7 @@ def write_page(folder: RunFolder, document: Mapping[str, Any]) -> Path:
 
     source = (Path(templates.__file__).parent / "report.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["usd"] = show_usd
+    environment.filters |= {"usd": show_usd, "duration": duration}
     progress = progress_of(folder)
     prompts = {job["name"]: job.get("sample_prompts", []) for job in (folder.read("order.json") or {"jobs": []})["jobs"]}
     jobs = [_job(job, progress.jobs[job["name"]], prompts.get(job["name"], [])) for job in document["jobs"]]

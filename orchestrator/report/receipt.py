@@ -15,11 +15,13 @@ from orchestrator.budget import spent_usd
 from orchestrator.errors import EXIT_CODES
 from orchestrator.home import RunFolder
 from orchestrator.lease import usage_of
-from orchestrator.ledger import Attempt, Book, Entry, read_entries
-from orchestrator.lifecycle import Phase, Signal
+from orchestrator.ledger import Book, Entry, read_entries
+from orchestrator.lifecycle import Signal
 from orchestrator.progress import JobProgress, Progress
 from orchestrator.ship import hash_file
 from orchestrator.watch import replay
+
+from .attempts import attempts, in_lines
 
 STATUS_OF_EXIT = {
     0: "done",
@@ -55,7 +57,7 @@ def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = No
         "message": str((book.closed or {}).get("message", "")),
         "hint": str((book.closed or {}).get("hint", "")),
         "jobs": [job_document(folder.job(name), name, job, cut=name in book.cut) for name, job in progress_of(folder).jobs.items()],
-        "machines": [_machine(attempt) for attempt in book.attempts.values()],
+        "machines": attempts(entries, book, now),
         "phases": phases(entries),
         "cost": _cost(folder, book, now, billed_usd),
         "report": str(report) if report.exists() else None,
@@ -120,19 +122,6 @@ def job_document(home: Path, name: str, progress: JobProgress, *, cut: bool = Fa
     }
 
 
-def _machine(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "provider": attempt.provider,
-        "id": attempt.instance_id or None,
-        "gpu": attempt.gpu,
-        "usd_per_hour": float(attempt.usd_per_hour),
-        "label": attempt.label,
-        "destroyed_verified": attempt.phase is Phase.GONE,
-        "outcome": attempt.told or attempt.ended_reason or str(attempt.phase),
-        "metered_usd": _usd(usage_of(attempt).usd(attempt.gone_at)) if attempt.gone_at else None,
-    }
-
-
 def _cost(folder: RunFolder, book: Book, now: datetime, billed_usd: Decimal | None) -> dict[str, Any]:
     plan: Mapping[str, Any] = folder.read("plan.json") or {}
     estimated = plan.get("candidates", [{}])[0].get("usd", {})
@@ -159,12 +148,11 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
         lines.append(f"    adapter {job['adapter'] or 'none'}")
         if job["message"]:
             lines.append(f"    {job['message']}")
-    for machine in document["machines"]:
-        gone = "destroyed, seen to be gone" if machine["destroyed_verified"] else "NOT KNOWN TO BE GONE"
-        lines.append(
-            f"  {machine['gpu']} at {machine['provider']} ({machine['id'] or 'never created'}), ${machine['usd_per_hour']:.3f}/h: {gone}"
-        )
-    lines += [f"    {phase['phase']:<18} {phase['seconds']:>8.1f} s" for phase in document["phases"]]
+    lines += in_lines(document["machines"])
+    took: dict[str, float] = {}
+    for phase in document["phases"]:  # of all machines together
+        took[phase["phase"]] = took.get(phase["phase"], 0.0) + phase["seconds"]
+    lines += [f"    {name:<18} {seconds:>8.1f} s" for name, seconds in took.items()]
     p50 = cost["estimated_usd"].get("p50")
     estimated = f"estimated ${p50:.4f} (P90 ${cost['estimated_usd']['p90']:.4f}), " if p50 is not None else ""
     billed = f"billed ${cost['billed_usd']:.4f}" if cost["billed_usd"] is not None else "not billed yet"
