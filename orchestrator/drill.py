@@ -6,9 +6,9 @@ that is killed is found by `ps`, `attach`, `down` and `reap`. What was seen, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -22,8 +22,8 @@ from .clock import Clock
 from .closing import close
 from .doctor import Health
 from .errors import LorryError, MachineFailed, UsageError, outcome_of
-from .guarding import guarded
 from .home import RunFolder
+from .inspection import in_words
 from .keys import DEFAULT_IMAGE
 from .ledger import Attempt
 from .lifecycle import Signal
@@ -43,6 +43,8 @@ LEFT_S = 15.0
 GUARD_S = 240.0
 """How long the guard may take from there: it repeats its call, and clouds are slow to forget. Then this computer ends the machine."""
 LOOK_S = 2.0
+ENDS = "guard ends it"
+"""The step that the drill is for."""
 BILL_S = 30.0
 BOOT_S = 900.0
 
@@ -65,7 +67,7 @@ LOAD = Load(
 class Step:
     """One thing that a drill looks at."""
 
-    name: str
+    name: str = ""
     health: Health = Health.OK
     said: str = ""
     seconds: float = 0.0
@@ -105,10 +107,11 @@ def plan(name: str, cap_usd: Decimal, tools: Tools) -> Plan:
     if name not in providers.PROVIDERS:
         raise UsageError(f"there is no provider {name!r}", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
     wanted = Requirements(disk_gib=DISK_GIB, min_reliability=0.9, verified_only=True)
-    return make_plan(LOAD, offers([name], wanted, tools), wanted, cap_usd=cap_usd)
+    bad = tools.memory.bad(tools.clock.now())
+    return make_plan(LOAD, offers([name], wanted, tools), wanted, cap_usd=cap_usd, avoid=bad)
 
 
-def in_words(name: str, ranked: Plan) -> str:
+def offer_in_words(name: str, ranked: Plan) -> str:
     """What is about to be rented, and what it costs."""
     best = ranked.best
     return (
@@ -145,10 +148,11 @@ def drill(name: str, ranked: Plan, folder: RunFolder, tools: Tools) -> dict[str,
             _exercise(trip, seen)
         except (LorryError, ProviderError) as raised:
             err = raised
-        _times_of(trip, seen)
         receipt = close(trip, err)
-        _money(tools.provider(name), trip, before, seen)
-    document = _document(name, receipt, seen, err, tools.clock.now())
+        steps = _in_order(trip, seen.steps)
+        after = Seen(tools.clock)
+        _money(tools.provider(name), trip, before, after)
+    document = _document(name, receipt, [*steps, *after.steps], err, tools.clock.now())
     folder.write("drill.json", document)
     return document
 
@@ -162,10 +166,7 @@ def _exercise(trip: Trip, seen: Seen) -> None:
             words = f"machines of {machine.lease.provider.name} have no guard: this computer ends the machine"
             seen.note("guard", words, health=Health.WARNING)
             return
-        with seen.step("guard lives") as step:
-            guarded(trip, machine)
-            step.said = "it has read its own machine with the key that can end it"
-        with seen.step("guard ends the machine") as step:
+        with seen.step(ENDS) as step:
             step.said = _ended_by_guard(trip, machine)
 
 
@@ -224,26 +225,44 @@ def _account(provider: Provider, seen: Seen) -> Account | None:
         return account
 
 
-def _times_of(trip: Trip, seen: Seen) -> None:
-    """What the book knows of each attempt: how long the create, the boot and the end took."""
-    at: dict[tuple[int, str], datetime] = {}
+def _in_order(trip: Trip, watched: list[Step]) -> list[Step]:
+    """What the book knows of each attempt, with what was watched at its place in the last one: before that one is gone."""
+    steps = watched[:1]
+    attempts = trip.book().attempts
+    for number, attempt in attempts.items():
+        steps += _until_given_back(trip, attempt)
+        steps += watched[1:] if number == max(attempts) else []
+        if gone := _between(trip, number, Signal.GIVE_UP, Signal.GONE):
+            steps.append(replace(gone, name="seen to be gone", said="described as gone, and in no listing, twice"))
+    return steps
+
+
+def _until_given_back(trip: Trip, attempt: Attempt) -> Iterator[Step]:
+    """Renting, booting, and what the machine showed of itself; why it was given back, where it was no good."""
+    if rented_ := _between(trip, attempt.number, Signal.INTENT, Signal.LAUNCHED):
+        yield replace(rented_, name="rent", said=_machine_words(attempt))
+    if booted := _between(trip, attempt.number, Signal.LAUNCHED, Signal.REACHABLE):
+        yield replace(booted, name="boot", said="until it let this computer log in")
+    if inspected := _between(trip, attempt.number, Signal.REACHABLE, "inspected"):
+        data = _last(trip, attempt.number, "inspected")
+        guard_words = "" if trip.provider(attempt.provider).self_destroy is None else "its guard has proved itself; "
+        yield replace(inspected, name="guard, hardware", said=guard_words + in_words(data))
+    if unfit := _last(trip, attempt.number, "unfit"):
+        yield Step(name="no good", said=str(unfit["why"]), health=Health.WARNING)
+
+
+def _last(trip: Trip, number: int, kind: str) -> Mapping[str, Any]:
+    """What the last entry of this kind says of an attempt; nothing when there is none."""
+    return next((entry.data for entry in reversed(trip.ledger.entries) if (entry.kind, entry.attempt) == (kind, number)), {})
+
+
+def _between(trip: Trip, number: int, begin: str, end: str) -> Step | None:
+    """A step from one entry of an attempt to another; None when there are not both."""
+    at: dict[str, datetime] = {}
     for entry in trip.ledger.entries:
-        at.setdefault((entry.attempt, entry.kind), entry.at)
-    rows: list[Step] = []
-    for number, attempt in trip.book().attempts.items():
-        for name, begin, end, said in (
-            ("rent", Signal.INTENT, Signal.LAUNCHED, _machine_words(attempt)),
-            ("boot", Signal.LAUNCHED, Signal.REACHABLE, "until it let this computer log in"),
-            ("seen to be gone", Signal.GIVE_UP, Signal.GONE, "described as gone, and in no listing, twice"),
-        ):
-            if (number, begin) in at and (number, end) in at:
-                rows.append(Step(name=name, said=said, seconds=(at[number, end] - at[number, begin]).total_seconds()))
-        if attempt.told and (number, Signal.REACHABLE) not in at:
-            rows.append(Step(name="given up", said=attempt.told, health=Health.WARNING))
-    first = 1  # the account comes first
-    last = [row for row in rows if row.name == "seen to be gone"]
-    seen.steps[first:first] = [row for row in rows if row not in last]
-    seen.steps += last
+        if entry.attempt == number:
+            at.setdefault(entry.kind, entry.at)
+    return Step(seconds=(at[end] - at[begin]).total_seconds()) if begin in at and end in at else None
 
 
 def _machine_words(attempt: Attempt) -> str:
@@ -275,7 +294,9 @@ def _billed(provider: Provider, ids: list[str]) -> Decimal | None:
     return None if None in told else sum((usd for usd in told if usd is not None), Decimal(0))
 
 
-def _document(name: str, receipt: dict[str, Any], seen: Seen, err: LorryError | ProviderError | None, now: datetime) -> dict[str, Any]:
+def _document(
+    name: str, receipt: dict[str, Any], steps: list[Step], err: LorryError | ProviderError | None, now: datetime
+) -> dict[str, Any]:
     from .tools import version
 
     ended = outcome_of(err)
@@ -285,49 +306,12 @@ def _document(name: str, receipt: dict[str, Any], seen: Seen, err: LorryError | 
         "provider": name,
         "lorry": version(),
         "at": now.astimezone(UTC).isoformat(timespec="seconds"),
-        "passed": code == 0 and any(s.name == "guard ends the machine" and s.health is Health.OK for s in seen.steps),
+        "passed": code == 0 and any(step.name == ENDS and step.health is Health.OK for step in steps),
         "exit_code": code,
         "message": ended["message"],
         "hint": ended["hint"],
-        "steps": [step.as_json() for step in seen.steps],
+        "steps": [step.as_json() for step in steps],
         "machines": receipt["machines"],
         "cost": receipt["cost"],
         "folder": receipt["folder"],
     }
-
-
-def command(name: str, *, budget: str, yes: bool, as_json: bool) -> int:
-    """`lorry doctor --drill`: show the price, ask, drill, print the table."""
-    from . import console
-    from .home import Home
-    from .keeper import kept
-    from .prepare import cap_of
-    from .tools import make_tools
-
-    tools, home = make_tools(as_json=as_json), Home.from_env()
-    home.make()
-    ranked = plan(name, cap_of(budget), tools)
-    tools.view.say(in_words(name, ranked))
-    if not yes:
-        if as_json or not console.is_terminal():
-            raise UsageError("a drill costs money, and there is no terminal to ask on", hint="say yes beforehand with -y")
-        if not console.ask("rent it?"):
-            console.talk("nothing was rented")
-            return 0
-    folder = home.new_run(f"drill-{name}")
-    tools.view.say(f"drill {folder.id}")
-    with kept(folder):
-        document = drill(name, ranked, folder, tools)
-    if as_json:
-        console.json_document(document)
-    else:
-        console.steps(document["steps"])
-        console.talk(_last_words(document))
-    return int(document["exit_code"])
-
-
-def _last_words(document: dict[str, Any]) -> str:
-    where = f"{document['folder']}/drill.json"
-    if document["passed"]:
-        return f"the machine ended itself, and the cloud agrees. All of it is in {where}"
-    return f"{document['message'] or 'the guard was not seen to end the machine'}. All of it is in {where}"

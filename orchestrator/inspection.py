@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
+from json import dumps
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -81,6 +84,12 @@ class Line(BaseModel):
     def words(self) -> str:
         """For people."""
         return f"{self.up_bytes_s * 8e-6:.1f} Mbit/s up, {self.down_bytes_s * 8e-6:.1f} down"
+
+
+def in_words(data: Mapping[str, Any]) -> str:
+    """What the ledger keeps of an inspection, for people."""
+    told = Told.model_validate_json(dumps({name: data[name] for name in Told.model_fields}))
+    return f"{told.words}; {Line.model_validate(data).words}"
 
 
 def read(raw: bytes) -> Told | None:

@@ -14,7 +14,7 @@ from providers.errors import ProviderError
 from .closing import account, close, judge
 from .crashpoints import crashpoint
 from .delivery import ship
-from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
+from .errors import Interrupted, LorryError, MachineFailed, NoOffer, UsageError, outcome_of
 from .guarding import guarded
 from .home import RunFolder
 from .lease import WrongAccount
@@ -111,6 +111,8 @@ def go_on(trip: Trip) -> dict[str, Any]:
     last, outcome = book.last, book.last.outcome if book.last else None
     if last is not None and outcome is None and book.closed is not None:  # it ended while its machine was not known to be gone
         outcome = outcome_of(MachineFailed(last.told, hint=f"go on with: lorry resume {trip.order.run}"))
+    if outcome is None and not trip.order.jobs:  # a drill: nobody watches any more what it was to show
+        outcome = outcome_of(Interrupted("the drill was cut off", hint="run it again: lorry doctor --drill PROVIDER"))
     if last is None or outcome is None:
         return drive(trip)
     try:

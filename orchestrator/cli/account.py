@@ -95,9 +95,7 @@ def doctor(
       lorry doctor --drill runpod --budget 0.25
     """
     if drill is not None:
-        from orchestrator.drill import command
-
-        return command(drill, budget=budget, yes=yes, as_json=json)
+        return _drill(drill, budget=budget, yes=yes, json=json)
 
     from orchestrator import console
     from orchestrator.doctor import exit_code
@@ -124,3 +122,38 @@ def _sum(checks: Sequence[Check]) -> str:
     if not counted["warning"] and not counted["trouble"]:
         return "all is well"
     return f"{counted['trouble']} in trouble, {counted['warning']} to know of, {counted['ok']} well"
+
+
+def _drill(name: str, *, budget: str, yes: bool, json: bool) -> int:
+    """Show the price, ask, drill, print the table."""
+    from orchestrator import console
+    from orchestrator import drill as the_drill
+    from orchestrator.errors import UsageError
+    from orchestrator.home import Home
+    from orchestrator.keeper import kept
+    from orchestrator.prepare import cap_of
+    from orchestrator.tools import make_tools
+
+    tools, home = make_tools(as_json=json), Home.from_env()
+    home.make()
+    ranked = the_drill.plan(name, cap_of(budget), tools)
+    tools.view.say(the_drill.offer_in_words(name, ranked))
+    if not yes:
+        if json or not console.is_terminal():
+            raise UsageError("a drill costs money, and there is no terminal to ask on", hint="say yes beforehand with -y")
+        if not console.ask("rent it?"):
+            console.talk("nothing was rented")
+            return 0
+    folder = home.new_run(f"drill-{name}")
+    tools.view.say(f"drill {folder.id}")
+    with kept(folder):
+        document = the_drill.drill(name, ranked, folder, tools)
+    if json:
+        console.json_document(document)
+        return int(document["exit_code"])
+    console.steps(document["steps"])
+    ended = "the machine ended itself, and the cloud agrees" if document["passed"] else "the guard was not seen to end a machine"
+    console.talk(f"{document['message'] or ended}. All of it is in {document['folder']}/drill.json")
+    if document["hint"]:
+        console.talk(f"hint: {document['hint']}")
+    return int(document["exit_code"])
