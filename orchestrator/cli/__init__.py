@@ -100,7 +100,7 @@ def _looked_first(given: list[str]) -> Watch | None:
 
     watch = Watch(Home.from_env(), as_json="--json" in given)
     named = [word for word in given if not word.startswith("-") and word != command] if command in ACTS_ON_A_RUN else []
-    watch.first(named=named, reaping=command == "reap")
+    watch.first(named=named, reaping=command == "reap" and "--expired" not in given)
     return watch
 
 

@@ -191,6 +191,8 @@ class Sandbox:
         return instance
 
     def instances(self) -> Sequence[Instance]:
+        if self._sleeps():
+            return []
         rows: dict[str, _Instance] = {}
         for page in self._pages("/v1/instances", _Instances):
             rows |= {row.id: row for row in page.instances}
@@ -204,6 +206,8 @@ class Sandbox:
         _absent(answer)
 
     def account(self) -> Account:
+        if self._sleeps():
+            return Account(name="practice", id="practice", auto_pay=False, lacks=())
         account = _read(_Account, self._http().call("GET", "/v1/account").data)
         return Account(name=account.name, id=account.name, balance_usd=account.balance_usd, auto_pay=account.auto_pay, lacks=())
 
@@ -221,6 +225,11 @@ class Sandbox:
             if cursor is None:
                 return pages
         raise UnexpectedResponse(f"the practice cloud's list at {path} does not end after {PAGE_LIMIT} pages")
+
+    def _sleeps(self) -> bool:
+        """Whether there is no server, and nothing that one could tell of: no reason to start one. A machine's folder goes with it."""
+        machines = self._folder / "machines"
+        return self._autostart and not self._url and running(self._folder) is None and not (machines.is_dir() and any(machines.iterdir()))
 
     def _http(self) -> CloudHTTP:
         """A client for the server that there is now: it may have been started again elsewhere since the last call."""

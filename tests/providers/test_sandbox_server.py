@@ -182,7 +182,7 @@ def test_clients_that_find_no_server_start_one_and_only_one(tmp_path: Path, monk
     """Two commands at once, as a user with two terminals has them."""
     monkeypatch.setenv("LORRY_HOME", str(tmp_path))
     monkeypatch.delenv("LORRY_SANDBOX_URL", raising=False)
-    command = [sys.executable, "-c", "from providers import load; print(load('sandbox').account().name)"]
+    command = [sys.executable, "-c", "from providers import load; p = load('sandbox'); p.offers(None); print(p.account().name)"]
     clients = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [client.communicate(timeout=40)[0] for client in clients] == ["practice\n"] * 3
     found = running(default_folder())
@@ -235,7 +235,7 @@ def test_a_server_whose_folder_was_removed_takes_its_machines_with_it(tmp_path: 
 def test_a_server_that_cannot_start_tells_the_client_why(tmp_path: Path) -> None:
     (tmp_path / "market.json").write_text("{not json")
     with pytest.raises(ProviderError, match="did not start") as caught:
-        Sandbox(tmp_path).account()
+        Sandbox(tmp_path).offers(NEEDS)
     assert "server.log" in caught.value.hint
 
 
@@ -243,6 +243,17 @@ def test_without_autostart_nothing_is_started(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="no practice cloud runs"):
         Sandbox(tmp_path, autostart=False).account()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_only_looks_starts_nothing_unless_a_machine_was_left_behind(tmp_path: Path) -> None:
+    """`lorry reap` asks every cloud: one that never was has no machine to tell of. A killed server's machines live on."""
+    assert (list(Sandbox(tmp_path).instances()), Sandbox(tmp_path).account().name) == ([], "practice")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "machines/10001").mkdir(parents=True)
+    (tmp_path / "market.json").write_text("{not json")
+    for look in (Sandbox(tmp_path).instances, Sandbox(tmp_path).account):
+        with pytest.raises(ProviderError, match="did not start"):
+            look()
 
 
 def test_the_environment_names_another_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
