@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from math import ceil
 from pathlib import Path
 
@@ -131,9 +132,9 @@ def rest_of(load: Load, home: Mapping[str, int], todo: Collection[str]) -> Load:
     left: list[Work] = []
     sent = 0
     for work in (work for work in load.jobs if work.name in todo):
-        share = max(0.0, 1 - home.get(work.name, 0) / work.steps)
-        steps, saves, samples = ceil(work.steps * share), max(1, ceil(work.saves * share)), ceil(work.samples * share)
-        left.append(replace(work, steps=steps, saves=saves, samples=samples))
+        share = Fraction(max(0, work.steps - home.get(work.name, 0)), work.steps)
+        saves, samples = max(1, ceil(work.saves * share)), ceil(work.samples * share)
+        left.append(replace(work, steps=int(work.steps * share), saves=saves, samples=samples))
         sent += CHECKPOINTS_KEPT * _checkpoint_bytes(work, load.base_scale) if work.name in home else 0
     spared = sum(work.dataset_bytes for work in load.jobs if work.name not in todo)
     return replace(

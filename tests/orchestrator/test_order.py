@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from fakes import an_order, safetensors
+from fakes import an_order, offer, safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,8 +19,20 @@ from orchestrator.check import check
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
 from orchestrator.home import Home, RunFolder
-from orchestrator.order import CheckedJob, Order, checked_jobs, load_of, make_order, read_order, write_order
-from orchestrator.plan import HUB_BASE_BYTES, disk_gib
+from orchestrator.order import (
+    CheckedJob,
+    Order,
+    checked_jobs,
+    load_of,
+    make_order,
+    read_order,
+    rest_of,
+    saving_often,
+    write_order,
+)
+from orchestrator.plan import HUB_BASE_BYTES, Load, disk_gib, step_seconds
+from orchestrator.recovery import SAVE_PAUSE_S, checkpoint_every_s
+from providers.base import Prices
 from trainer.protocol import JobSpec
 
 
@@ -198,3 +212,59 @@ def test_a_picture_that_became_a_link_is_not_ordered(desk: Desk, tmp_path: Path)
     victim.symlink_to("/etc/hostname")
     with pytest.raises(DatasetError, match="link"):
         desk.order()
+
+
+# -- what is left ----------------------------------------------------------------------------------
+
+
+@given(at=st.integers(0, 100))
+def test_what_is_left_shrinks_with_what_is_at_home(desk_load: Load, at: int):
+    """Never more than the whole, but for the checkpoints that are sent again; nothing at home is the whole."""
+    lisa, forest = desk_load.jobs
+    rest = rest_of(desk_load, {"lisa": at} if at else {}, ["lisa", "forest"])
+    assert rest.jobs[0].steps == 100 - at
+    assert rest.jobs[1] == forest
+    assert rest.jobs[0].saves <= lisa.saves
+    assert rest.download_bytes <= desk_load.download_bytes
+    assert rest.upload_bytes >= desk_load.upload_bytes, "another machine needs all of it"
+    if not at:
+        assert rest == desk_load
+
+
+def test_a_job_that_is_at_home_is_neither_trained_nor_sent_again(desk_load: Load):
+    rest = rest_of(desk_load, {"lisa": 100}, ["forest"])
+    assert [work.name for work in rest.jobs] == ["forest"]
+    assert rest.upload_bytes == desk_load.upload_bytes - desk_load.jobs[0].dataset_bytes
+
+
+@pytest.fixture(scope="module")
+def desk_load(tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """As if its base were a real one."""
+    load = replace(Desk(tmp_path_factory.mktemp("desk"), "base").load, base_scale=1.0)
+    whole = rest_of(load, {}, ["lisa", "forest"])
+    assert replace(whole, download_bytes=load.download_bytes) == load
+    return whole
+
+
+# -- machines that may be taken away ---------------------------------------------------------------
+
+
+def test_who_says_how_often_to_save_is_obeyed(desk: Desk):
+    often = saving_often(desk.jobs, desk.load, offer(interruptible=True))
+    assert often[0].config.save_every_steps == desk.jobs[0].config.save_every_steps
+
+
+def test_machines_that_may_be_taken_away_save_as_often_as_wastes_least(desk: Desk):
+    """And seldom where traffic is dear."""
+    load = replace(desk.load, base_scale=1.0)
+
+    def steps(**fields: object) -> int:
+        bare = [replace(job, config=job.config.model_copy(update={"save_every_steps": None})) for job in desk.jobs]
+        every = saving_often(bare, load, offer(interruptible=True, **fields))[0].config.save_every_steps
+        assert every is not None
+        return every
+
+    free, usual = Prices(gpu_usd_per_hour=Decimal("0.4")), steps()
+    dear = replace(free, download_usd_per_gib=Decimal(1))
+    assert steps(prices=free) <= usual < steps(prices=dear)
+    assert steps(prices=free) == round(checkpoint_every_s(SAVE_PAUSE_S) / step_seconds(load.jobs[0], "RTX 4090", 1.0))

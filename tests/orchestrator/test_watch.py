@@ -353,6 +353,52 @@ def test_a_damaged_adapter_ends_it_and_is_on_the_meter(world: World):
     assert world.ledger.book().attempts[1].downloaded_bytes > 0
 
 
+def test_all_that_is_good_comes_home_before_a_damaged_file_ends_it(world: World):
+    bad = world.commit("lisa.safetensors", "adapter", 3, final=True)
+    world.shell.files[world.path(bad.path)] = safetensors(99)
+    world.commit("checkpoints/lisa-000002.safetensors", "checkpoint", 2)
+    world.commit("samples/1.png", "sample", 1)
+    world.begin()
+    with pytest.raises(IntegrityError, match="damaged"):
+        watch(world.trip, world.machine, PYTHON)
+    assert world.home() == ["lisa/checkpoints/lisa-000002.safetensors", "lisa/samples/1.png"]
+    with pytest.raises(IntegrityError, match="damaged"):
+        pull(world.trip, world.machine)
+
+
+def test_another_machine_in_its_place_is_no_damaged_file(world: World):
+    """A host key that changed ends it at once: nothing more is asked of that machine."""
+
+    def changed(*_: object, **__: object) -> None:
+        raise IntegrityError("the machine shows another host key than before")
+
+    world.commit("lisa.safetensors", "adapter", 3, final=True)
+    world.commit("samples/1.png", "sample", 1)
+    world.shell.fetch = changed  # type: ignore[method-assign]
+    world.begin()
+    with pytest.raises(IntegrityError, match="host key"):
+        watch(world.trip, world.machine, PYTHON)
+    assert not any("comes home first" in line for line in world.view.said)
+
+
+def test_a_session_that_stopped_without_being_asked_is_a_lost_machine(world: World):
+    """A host that ends its container lets the trainer save; the user did not ask for it, so the run is not over."""
+    world.begin()
+    world.end("stopped")
+    with pytest.raises(MachineFailed, match="without having been asked"):
+        judge(world.trip, watch(world.trip, world.machine, PYTHON))
+
+
+def test_that_a_stop_was_asked_for_outlives_the_process(world: World):
+    world.interrupts.wanted = True
+    world.tick = lambda beat: world.end("stopped") if beat == 6 else None
+    world.begin()
+    reason = watch(world.trip, world.machine, PYTHON)
+    world.interrupts.wanted = False
+    with pytest.raises(Interrupted, match="stopped as asked"):
+        judge(world.a_trip(), reason)
+
+
 # -- what went away --------------------------------------------------------------------------------
 
 
