@@ -12,6 +12,7 @@ from providers.errors import ProviderError
 
 from .order import Order
 from .plan import Load, Plan, make_plan
+from .reasons import why_first
 from .trip import Tools
 
 ENOUGH_OFFERS = 8
@@ -55,6 +56,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "disk_gib": plan.disk_gib,
         "offers_seen": plan.seen,
         "left_out": dict(plan.left_out),
+        "reason": why_first(plan),
         "candidates": [
             {
                 "provider": c.offer.provider,
@@ -65,6 +67,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "reliability": c.offer.reliability,
                 "region": c.offer.region,
                 "interruptible": c.offer.interruptible,
+                "expected_usd": str(c.expected_usd),
+                "expected_waste_usd": str(c.waste.usd),
                 "usd": {name: str(value) for name, value in c.estimate.usd.items()},
                 "seconds": {name: {"p10": r.p10, "p50": r.p50, "p90": r.p90} for name, r in c.estimate.phases.items()},
                 "peak_vram_bytes": c.estimate.vram_bytes,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from providers.base import Offer
 
 from .inspection import Line
 
@@ -74,7 +76,8 @@ class Bad(BaseModel):
     @property
     def words(self) -> str:
         """A line for people."""
-        return f"{self.gpu} at {self.provider}, machine {self.machine_id}: {self.why} (not before {self.until:%Y-%m-%d %H:%M} UTC)"
+        again = f"not before {self.until:%Y-%m-%d %H:%M} UTC, or after: lorry offers --forget {self.machine_id}"
+        return f"not tried: {self.gpu} at {self.provider}, machine {self.machine_id}: {self.why} ({again})"
 
 
 class _Kept(BaseModel):
@@ -95,6 +98,12 @@ class Memory:
     def bad(self, now: datetime) -> dict[tuple[str, str], Bad]:
         """Provider and machine id -> why it is not to be tried now."""
         return {one.key: one for one in self._read().machines if one.until > now}
+
+    def of(self, offers: Iterable[Offer], now: datetime) -> list[Bad]:
+        """Those of the machines behind these offers that are not to be tried now, each once."""
+        bad = self.bad(now)
+        keys = dict.fromkeys((offer.provider, offer.machine_id) for offer in offers)
+        return [bad[key] for key in keys if key in bad]
 
     def remember(self, bad: Bad, now: datetime) -> None:
         """Keep away from a machine. Of two faults the one that is remembered for longer stands."""

@@ -156,6 +156,8 @@ class Plan:
     """Offers looked at."""
     left_out: Mapping[str, int]
     """Reason -> number of offers that were left out for it."""
+    avoided: tuple[Offer, ...] = ()
+    """Those that would fit, and whose machine has failed us lately."""
 
     @property
     def best(self) -> Candidate:
@@ -282,10 +284,13 @@ def make_plan(
     vram = vram_bytes(load)
     left_out: Counter[str] = Counter()
     fitting: list[Candidate] = []
+    avoided: list[Offer] = []
     for offer in offers:
-        reason = why_not(offer, wanted, vram) or (FAILED_US if (offer.provider, offer.machine_id) in avoid else "")
-        if reason:
+        if reason := why_not(offer, wanted, vram):
             left_out[reason] += 1
+        elif (offer.provider, offer.machine_id) in avoid:
+            left_out[FAILED_US] += 1
+            avoided.append(offer)
         else:
             fitting.append(candidate(load, offer, wanted.disk_gib))
     seen = len(fitting) + left_out.total()
@@ -297,7 +302,15 @@ def make_plan(
     payable = [c for c in fitting if spent_usd + worst_usd(c, wanted.disk_gib) <= cap_usd]
     if not payable:
         raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd)
-    return Plan(candidates=tuple(payable), cap_usd=cap_usd, load=load, disk_gib=wanted.disk_gib, seen=seen, left_out=left_out)
+    return Plan(
+        candidates=tuple(payable),
+        cap_usd=cap_usd,
+        load=load,
+        disk_gib=wanted.disk_gib,
+        seen=seen,
+        left_out=left_out,
+        avoided=tuple(avoided),
+    )
 
 
 def worst_usd(candidate: Candidate, disk: int) -> Decimal:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .common import Budget, ConfigFile, Json, Providers
+
+if TYPE_CHECKING:
+    from orchestrator.memory import Memory
 
 
 def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
@@ -25,11 +28,14 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
     from orchestrator.report.plan import show_plan
     from orchestrator.tools import make_tools
 
-    ready = prepare(file, make_tools(as_json=json), providers=provider, budget=budget)
+    tools = make_tools(as_json=json)
+    ready = prepare(file, tools, providers=provider, budget=budget)
     if json:
         console.json_document(plan_document(ready.plan))
     else:
         show_plan(ready.plan, data=True)
+    for bad in tools.memory.of(ready.plan.avoided, tools.clock.now()):
+        console.talk(console.plain(bad.words))
 
 
 def offers(  # noqa: PLR0917  options, each with its name
@@ -41,17 +47,22 @@ def offers(  # noqa: PLR0917  options, each with its name
     disk_gib: Annotated[int, typer.Option(min=1, help="The disk that is in the price.")] = 40,
     interruptible: Annotated[bool, typer.Option("--interruptible", help="Also machines that may be taken away: bids, spot.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 30,
+    forget: Annotated[
+        str | None, typer.Option(metavar="MACHINE", help="Try a machine again that failed, or all of them: `all`.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> int:
     """List the machines for rent now.
 
     Asks every cloud for which there is a key, and says which it did not ask; cheapest first, with every part of the price. The practice
-    cloud is asked when it is named, or when there is nobody else.
+    cloud is asked when it is named, or when there is nobody else. Machines that failed a run are named with the reason and the day from
+    which they are tried again.
 
     Examples:
       lorry offers
       lorry offers --gpu 4090 --gpu 3090 --max-usd-per-hour 0.40
       lorry offers --provider sandbox --json
+      lorry offers --forget all
     """
     from orchestrator import console
     from orchestrator.credentials import KeyStore
@@ -62,6 +73,9 @@ def offers(  # noqa: PLR0917  options, each with its name
     from orchestrator.tools import make_tools
     from providers.base import Requirements
 
+    tools = make_tools(as_json=json)
+    if forget is not None:
+        _forget(tools.memory, forget)
     names, keyless = to_ask(provider or (), KeyStore(Home.from_env().path))
     wanted = Requirements(
         disk_gib=disk_gib,
@@ -71,11 +85,25 @@ def offers(  # noqa: PLR0917  options, each with its name
         regions=frozenset(code.upper() for code in region or ()),
         interruptible=interruptible,
     )
-    found = listing(names, wanted, make_tools(as_json=json), missing=keyless, quiet=() if provider else (OWN,))
+    found = listing(names, wanted, tools, missing=keyless, quiet=() if provider else (OWN,))
     if json:
-        console.json_document([as_json(offer, disk_gib) for offer in found.offers])
+        why = {key: bad.why for key, bad in tools.memory.bad(tools.clock.now()).items()}
+        console.json_document([as_json(o, disk_gib) | {"failed_us": why.get((o.provider, o.machine_id))} for o in found.offers])
     else:
         show_offers(found, most=limit)
+        for bad in tools.memory.of(found.offers, tools.clock.now()):
+            console.talk(console.plain(bad.words))
     if not found.offers:
         console.talk("no machine that fits is for rent now")
     return 0
+
+
+def _forget(memory: Memory, word: str) -> None:
+    from orchestrator import console
+    from orchestrator.errors import UsageError
+
+    gone = memory.forget(word)
+    if not gone and word != "all":
+        raise UsageError(f"no machine {word!r} is remembered", hint="lorry offers names those that are, each with its number")
+    for bad in gone:
+        console.talk(console.plain(f"tried again from now on: {bad.gpu} at {bad.provider}, machine {bad.machine_id}"))

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from orchestrator import console
 from orchestrator.plan import Candidate, Plan, worst_usd
+from orchestrator.reasons import why_first
 from orchestrator.view import duration, size
 
 SHOWN = 6
@@ -16,6 +17,7 @@ def show_plan(ranked: Plan, *, data: bool) -> None:
     """The ranked offers, the phases of the best, and what was left out."""
     console.show(_table(ranked), data=data)
     best, say = ranked.best, console.out if data else console.talk
+    say(console.plain(why_first(ranked)))
     seconds = best.estimate.seconds
     phases = ", ".join(f"{name} {duration(r.p50)}" for name, r in best.estimate.phases.items())
     say(
@@ -33,7 +35,7 @@ def show_plan(ranked: Plan, *, data: bool) -> None:
 def _table(ranked: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    for name in ("GPU", "$/h", "run P50", "P90", "time"):
+    for name in ("GPU", "$/h", "run P50", "P90", "expected", "time"):
         table.add_column(name, justify="left" if name == "GPU" else "right")
     table.add_column("where")
     for place, candidate in enumerate(ranked.candidates[:SHOWN], start=1):
@@ -49,6 +51,7 @@ def _row(candidate: Candidate, disk_gib: int) -> tuple[str, ...]:
         f"{offer.prices.usd_per_hour(disk_gib):.3f}",
         f"${usd['p50']:.3f}",
         f"${usd['p90']:.3f}",
+        f"${candidate.expected_usd:.3f}",
         duration(candidate.estimate.seconds.p50),
         f"{offer.provider} {offer.region}",
     )

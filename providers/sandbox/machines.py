@@ -103,7 +103,7 @@ class RealMachines:
         (folder / "init.json").unlink(missing_ok=True)  # of an earlier boot: its port is no longer ours
         if not (folder / "traffic").exists():
             (folder / "traffic").write_bytes(bytes(16))
-        spec = {"ssh_public_key": boot.ssh_public_key, "env": {**boot.env, MARK: boot.mark}, "onstart": boot.onstart}
+        spec: dict[str, Any] = {"ssh_public_key": boot.ssh_public_key, "env": {**boot.env, MARK: boot.mark}, "onstart": boot.onstart}
         spec["bytes_per_s"] = boot.bytes_per_s
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [sys.executable, "-I", machine.__file__, str(folder)]

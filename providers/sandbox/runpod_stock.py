@@ -211,6 +211,6 @@ def container(command: Iterable[str]) -> str:
 CONTAINER = """\
 mkdir -p "$TMPDIR/container" && cd "$TMPDIR/container" || exit
 printf '#!/bin/sh\\nexec sleep 1000000\\n' >sshd
-for name in apt-get ssh-keygen service rsync; do printf '#!/bin/sh\\n' >$name; done
+for name in apt-get ssh-keygen service; do printf '#!/bin/sh\\n' >$name; done
 chmod +x ./* && PATH="$PWD:$PATH" && cd && exec {command}
 """
