@@ -1,6 +1,7 @@
 """Tiny random models of the true classes, and small datasets: seconds to build, no network.
 
-Usable by every test: `sd15(folder)` writes a StableDiffusionPipeline in diffusers format, `pictures(folder)` a dataset.
+Usable by every test: `sd15(folder)`, `sd2(folder)`, `sdxl(folder)` write a pipeline in diffusers format, `single_file` makes one
+checkpoint of it, `pictures(folder)` a dataset.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -38,11 +40,11 @@ def vocabulary(words: Sequence[str] = WORDS) -> tuple[list[str], list[str]]:
     return [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"], merges  # the end mark has the largest id: CLIP pools by it
 
 
-def tokenizer(folder: Path) -> int:
+def tokenizer(folder: Path, padding: str = "<|endoftext|>") -> int:
     """Write a CLIP tokenizer; returns the vocabulary's size."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens, merges = vocabulary()
-    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": padding}
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
     (folder / "special_tokens_map.json").write_text(json.dumps(marks))
@@ -54,30 +56,95 @@ def tokenizer(folder: Path) -> int:
 
 def sd15(folder: Path, *, small: bool = True, seed: int = 0) -> Path:
     """A random SD1.5 pipeline. Small: one cross-attention block up and down; else the real 4-block shape with 192 target layers."""
+    return _with_one_encoder(folder, small_unet() if small else full_unet(), seed=seed)
+
+
+def sd2(folder: Path, *, prediction: str = "v_prediction", seed: int = 0) -> Path:
+    """A random SD2 pipeline: another activation and padding, linear projections, v."""
+    return _with_one_encoder(folder, {**small_unet(), "use_linear_projection": True}, "!", prediction, seed=seed)
+
+
+def _with_one_encoder(
+    folder: Path, unet: dict[str, object], padding: str = "<|endoftext|>", prediction: str = "epsilon", *, seed: int
+) -> Path:
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(seed)
+    size = tokenizer(folder / "tokenizer", padding)
+    text = CLIPTextModel(text_config(size, "quick_gelu" if prediction == "epsilon" else "gelu"))
+    model = UNet2DConditionModel(**unet)
+    vae = small_vae()
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1,
+        prediction_type=prediction,
+    )  # fmt: skip
+    words = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
+    pipeline = StableDiffusionPipeline(vae, text.eval(), words, model.eval(), scheduler, None, None, requires_safety_checker=False)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path, *, prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0) -> Path:
+    """A random SDXL pipeline: two encoders of different width, a UNet that is told sizes."""
+    import torch
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(seed)
     size = tokenizer(folder / "tokenizer")
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=size, hidden_size=32, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=77,
-            bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
-        )
+    tokenizer(folder / "tokenizer_2", "!")
+    one = CLIPTextModel(text_config(size, "quick_gelu"))
+    two = CLIPTextModelWithProjection(text_config(size, "gelu", width=40))
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading",
+        prediction_type=prediction, rescale_betas_zero_snr=zero_snr,
     )  # fmt: skip
-    unet = UNet2DConditionModel(**(small_unet() if small else full_unet()))
-    vae = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64,
-    )  # fmt: skip
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
-    )
-    words = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"))
-    pipeline = StableDiffusionPipeline(vae, text.eval(), words, unet.eval(), scheduler, None, None, requires_safety_checker=False)
-    pipeline.save_pretrained(folder)
+    words = [CLIPTokenizer.from_pretrained(str(folder / name)) for name in ("tokenizer", "tokenizer_2")]
+    unet = UNet2DConditionModel(**sdxl_unet())
+    StableDiffusionXLPipeline(small_vae(0.13025), one.eval(), two.eval(), *words, unet.eval(), scheduler).save_pretrained(folder)
     return folder
+
+
+def text_config(vocabulary_size: int, activation: str, *, width: int = 32) -> Any:
+    """A CLIP of three small layers."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocabulary_size, hidden_size=width, intermediate_size=37, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=77, hidden_act=activation, projection_dim=width, bos_token_id=vocabulary_size - 2,
+        eos_token_id=vocabulary_size - 1, pad_token_id=vocabulary_size - 1,
+    )  # fmt: skip
+
+
+def small_vae(scale: float = 0.18215) -> Any:
+    """Halves three times, as all of them do."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64, scaling_factor=scale,
+    )  # fmt: skip
+
+
+def sdxl_unet() -> dict[str, object]:
+    """SDXL's blocks, narrow, with fewer transformers in each."""
+    return {
+        "sample_size": 8,
+        "layers_per_block": 2,
+        "block_out_channels": (16, 32, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 1, 2],
+        "cross_attention_dim": 72,
+        "attention_head_dim": [1, 2, 2],
+        "norm_num_groups": 8,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 40 + 6 * 8,
+    }
 
 
 def small_unet() -> dict[str, object]:
@@ -107,26 +174,73 @@ def full_unet() -> dict[str, object]:
     }
 
 
-def single_file(folder: Path, path: Path) -> Path:
+def single_file(folder: Path, path: Path, *, marks: Sequence[str] = (), **metadata: str) -> Path:
     """The same model as one checkpoint in Stable Diffusion's original layout, and a `.config` folder beside it without weights."""
+    import torch
     from safetensors.torch import load_file, save_file
 
     def tensors(part: str) -> dict:
         return load_file(next((folder / part).glob("*.safetensors")))
 
-    layers = json.loads((folder / "unet/config.json").read_text())["layers_per_block"]
-    whole = {f"model.diffusion_model.{original_unet(k, layers)}": v for k, v in tensors("unet").items()}
+    config = json.loads((folder / "unet/config.json").read_text())
+    layers, first = config["layers_per_block"], config["up_block_types"][0]
+    whole = {f"model.diffusion_model.{original_unet(k, layers, first != 'UpBlock2D')}": v for k, v in tensors("unet").items()}
     for key, value in tensors("vae").items():
         name = original_vae(key)
         linear = ".attn_1." in name and value.dim() == 2  # was a 1x1 convolution
         whole[f"first_stage_model.{name}"] = value[:, :, None, None] if linear else value
-    for key, value in tensors("text_encoder").items():
-        whole[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
-    save_file({k: v.contiguous() for k, v in whole.items()}, path)
+    two = (folder / "text_encoder_2").is_dir()
+    if config["use_linear_projection"] and not two:
+        whole |= open_clip(tensors("text_encoder"), "cond_stage_model.model.")
+    else:
+        prefix = "conditioner.embedders.0.transformer." if two else "cond_stage_model.transformer."
+        whole |= {f"{prefix}text_model.{k.removeprefix('text_model.')}": v for k, v in tensors("text_encoder").items()}
+    if two:
+        whole |= open_clip(tensors("text_encoder_2"), "conditioner.embedders.1.model.")
+    whole |= {mark: torch.tensor([]) for mark in marks}
+    save_file({k: v.contiguous() for k, v in whole.items()}, path, metadata)
     shutil.copytree(folder, path.with_suffix(".config"), ignore=shutil.ignore_patterns("*.safetensors"))
     return path
 
 
+OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm": "ln_final",
+    "encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def open_clip(tensors: dict, prefix: str) -> dict:
+    """A transformers CLIP in OpenCLIP's names: query, key and value are one, the projection is transposed."""
+    import torch
+
+    found: dict = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("text_model.")
+        if name == "text_projection.weight":
+            found[f"{prefix}text_projection"] = value.T
+        elif ".q_proj." in name:
+            fused = torch.cat([tensors[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            block, kind = name.split(".")[2], name.rsplit(".", 1)[1]
+            found[f"{prefix}transformer.resblocks.{block}.attn.in_proj_{kind}"] = fused
+        elif "k_proj" not in name and "v_proj" not in name:
+            for ours, theirs in OPEN_CLIP.items():
+                name = name.replace(ours, theirs)
+            found[prefix + name] = value
+    return found
+
+
+EMBEDDINGS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -137,9 +251,9 @@ RESNET = {
 }
 
 
-def original_unet(key: str, layers: int) -> str:
+def original_unet(key: str, layers: int, first_attends: bool = False) -> str:
     """A diffusers UNet key in CompVis' numbering: every layer of a block, and every resize, has a number of its own."""
-    for theirs, ours in {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}.items():
+    for theirs, ours in EMBEDDINGS.items():
         key = key.replace(theirs, ours)
     for theirs, ours in {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}.items():
         if key.startswith(theirs):
@@ -155,8 +269,9 @@ def original_unet(key: str, layers: int) -> str:
         return f"input_blocks.{1 + block * (layers + 1) + index}.{int(kind == 'attentions')}.{_inner(kind, rest[3:])}"
     if place == "up_blocks":
         block, kind, index = int(rest[0]), rest[1], int(rest[2])
-        if kind == "upsamplers":  # after the attention, where the block has one; the first of these models has none
-            return f"output_blocks.{block * (layers + 1) + layers}.{1 if block == 0 else 2}.conv.{rest[-1]}"
+        if kind == "upsamplers":  # after the attention, where the block has one
+            attends = block > 0 or first_attends
+            return f"output_blocks.{block * (layers + 1) + layers}.{2 if attends else 1}.conv.{rest[-1]}"
         return f"output_blocks.{block * (layers + 1) + index}.{int(kind == 'attentions')}.{_inner(kind, rest[3:])}"
     return key
 

@@ -44,6 +44,8 @@ class Target:
     fan_out: int
     conv: bool = False
     """A 1x1 convolution: a linear layer over channels, stored with 4-d shape."""
+    idle: bool = False
+    """Nothing of it reaches the answer, and no gradient comes back; it is there because other programs' files have it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,12 @@ _PIPELINES = {
     "StableDiffusionInpaintPipeline": "an inpainting model",
     "StableDiffusionXLInpaintPipeline": "an SDXL inpainting model",
 }
+
+_FOLDERS = {
+    "sd15": ("unet", "vae", "text_encoder", "tokenizer"),  # and sd2, which is told from it by its UNet
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+}
+"""What a whole folder of a family holds."""
 
 _DTYPE_BYTES = {
     "F64": 8,
@@ -105,6 +111,24 @@ def _article(family: str) -> str:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes in a safetensors file. Strict: whatever does not add up is refused."""
+    header, room = _raw_header(path)
+    header.pop("__metadata__", None)
+    infos = {name: _checked(path, name, entry, room) for name, entry in header.items()}
+    if not infos:
+        raise _broken(path, "holds no tensors")
+    if sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) != room:
+        raise _broken(path, "is cut short or has stray bytes: its size does not match its header")
+    return infos
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says about itself; nothing, if it says nothing."""
+    said = _raw_header(path)[0].get("__metadata__")
+    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
+
+
+def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and how many bytes come after it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -118,13 +142,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise _broken(path, "has a header that is no JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "has a header that is no table")
-    header.pop("__metadata__", None)
-    infos = {name: _checked(path, name, entry, size - 8 - length) for name, entry in header.items()}
-    if not infos:
-        raise _broken(path, "holds no tensors")
-    if sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) != size - 8 - length:
-        raise _broken(path, "is cut short or has stray bytes: its size does not match its header")
-    return infos
+    return header, size - 8 - length
 
 
 def _checked(path: Path, name: str, entry: Any, room: int) -> TensorInfo:
@@ -171,8 +189,18 @@ def family_of_keys(header: Mapping[str, TensorInfo]) -> str:
     if header[f"{unet}input_blocks.0.0.weight"].shape[1:2] == (9,):
         return "an inpainting model"
     if f"{unet}label_emb.0.0.weight" in keys:
-        return "sdxl"
+        return _sdxl(keys)
     return _sd1_or_sd2(header)
+
+
+def _sdxl(keys: Collection[str]) -> str:
+    if any(k.startswith("conditioner.embedders.0.model.") for k in keys):
+        return "an SDXL refiner"
+    if not any(k.startswith("conditioner.embedders.0.transformer.") for k in keys):
+        raise BaseModelError(
+            "LRY-BASE-NOT-A-MODEL", "the base file has a UNet but no text encoder.", "Give the full checkpoint, not a pruned UNet."
+        )
+    return "sdxl"
 
 
 def _sd1_or_sd2(header: Mapping[str, TensorInfo]) -> str:
@@ -191,21 +219,24 @@ def _family_of_folder(folder: Path) -> str:
     family = _PIPELINES.get(pipeline)
     if family is None:
         return f"a {pipeline}"
-    if family != "sd15":
+    if family not in _FOLDERS:
         return family
-    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+    for part in _FOLDERS[family]:
         if not (folder / part).is_dir():
             raise BaseModelError("LRY-BASE-MISSING", f"the base {folder.name} has no folder {part}/.", "Fetch the whole model.")
-    for part in ("unet", "vae", "text_encoder"):
+    for part in [part for part in _FOLDERS[family] if not part.startswith("tokenizer")]:
         weights = sorted((folder / part).glob("*.safetensors"))
         if not weights:
             raise _without_safetensors(folder, part)
         for path in weights:
             read_header(path)  # a download that was cut short is seen here, before anything is rented
+    if family != "sd15":
+        return family
     config = _json(folder / "unet" / "config.json", folder)
     if config.get("in_channels") == 9:
         return "an inpainting model"
-    return "sd2" if config.get("cross_attention_dim") == 1024 else "sd15"  # OpenCLIP-H is 1024 wide
+    later = config.get("cross_attention_dim") == 1024 or config.get("use_linear_projection")  # OpenCLIP-H is 1024 wide
+    return "sd2" if later else "sd15"
 
 
 def _without_safetensors(folder: Path, part: str) -> BaseModelError:

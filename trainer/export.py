@@ -44,6 +44,7 @@ class Origin:
     implementation: str
     prediction: str
     v2: bool = False
+    zero_terminal_snr: bool = False
 
 
 def to_kohya(adapter: Adapter, dtype: torch.dtype, key_of: KeyOf) -> dict[str, Tensor]:
@@ -168,6 +169,7 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
         "ss_sd_model_name": facts.base_name,
         "ss_base_model_version": origin.base_model_version,
         "ss_v2": origin.v2,
+        "ss_zero_terminal_snr": origin.zero_terminal_snr,
         "ss_steps": step,
         "ss_max_train_steps": facts.plan.steps,
         "ss_epoch": -(-step // facts.plan.steps_per_epoch),

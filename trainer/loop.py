@@ -340,8 +340,9 @@ def _without_gradient(lane: Lane) -> TrainingError | None:
         return None
     lane.checked = True
     for part in lane.adapter.layouts:
-        silent = [t.name for t, down, up in lane.adapter.gradients(part) if not bool(up.any()) and not bool(down.any())]
-        if len(silent) == len(lane.adapter.layouts[part].targets):
+        heard = [(t.name, bool(up.any()) or bool(down.any())) for t, down, up in lane.adapter.gradients(part) if not t.idle]
+        silent = [name for name, moved in heard if not moved]
+        if len(silent) == len(heard):
             return TrainingError(
                 "LRY-TRAIN-NOGRAD", f"the {part} gets no gradient.", "This is a mistake of ours or a broken base: please report it."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_what_is_no_base_is_said_in_words(tmp_path: Path) -> None:
         "a LoRA": ("lora_unet_x.lora_down.weight",),
         "a VAE alone": ("first_stage_model.encoder.conv_in.weight",),
         "no text encoder": (UNET,),
+        "has a UNet but no text encoder": (UNET, "model.diffusion_model.label_emb.0.0.weight"),
         "no Stable Diffusion checkpoint": ("model.layers.0.weight",),
     }
     for words, keys in cases.items():
@@ -65,7 +67,8 @@ def test_what_is_no_base_is_said_in_words(tmp_path: Path) -> None:
 
 
 def folder(root: Path, pipeline: str = "StableDiffusionPipeline", **unet: object) -> Path:
-    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+    two = ("text_encoder_2", "tokenizer_2") if "XL" in pipeline else ()
+    for part in ("unet", "vae", "text_encoder", "tokenizer", *two):
         (root / part).mkdir(parents=True, exist_ok=True)
         save_file({"a": torch.zeros(2)}, root / part / "model.safetensors")
     (root / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
@@ -77,6 +80,9 @@ def test_a_folder_tells_its_family(tmp_path: Path) -> None:
     assert inspect_base("a", folder(tmp_path / "a").parent).family == "sd15"
     assert inspect_base("b", folder(tmp_path / "b", cross_attention_dim=1024).parent).family == "sd2"
     assert inspect_base("c", folder(tmp_path / "c", "StableDiffusionXLPipeline").parent).family == "sdxl"
+    shutil.rmtree(tmp_path / "c/text_encoder_2")
+    with pytest.raises(BaseModelError, match="no folder text_encoder_2/"):
+        inspect_base("c", tmp_path)
     with pytest.raises(BaseModelError, match="is a WuerstchenPipeline, not sd15"):
         expect_family(inspect_base("d", folder(tmp_path / "d", "WuerstchenPipeline").parent), "sd15")
 

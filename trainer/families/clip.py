@@ -6,6 +6,8 @@ the same there, here and in the programs that draw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,15 @@ from trainer.protocol import TrainingOptions
 
 LENGTH = 75
 """CLIP reads 77 tokens, two of which mark start and end."""
+LARGE: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+"""CLIP ViT-L/14's text encoder."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -68,6 +79,12 @@ def joined(states: Tensor) -> Tensor:
 def targets(part: str, encoder: Any) -> list[Target]:
     """The six linear layers of every block."""
     return find_targets(part, encoder, TARGETS)
+
+
+def with_idle_end(found: Sequence[Target], encoder: Any) -> list[Target]:
+    """The same targets, those of the last layer marked as idle: its output is not used where the last but one is read."""
+    last = f"encoder.layers.{encoder.config.num_hidden_layers - 1}."
+    return [replace(target, idle=last in target.name) for target in found]
 
 
 def key_of(prefix: str, module: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trainer import objective
 from trainer.adapters import Target, find_targets
 from trainer.contract import Drawing, Foundation
 from trainer.errors import BaseModelError
+from trainer.export import Origin
 from trainer.families.model import Model
 from trainer.protocol import TrainingOptions
 
@@ -24,6 +26,37 @@ TARGETS = {
     "kohya": (),  # every linear layer and 1x1 convolution inside Transformer2DModel: 192 at SD1's real size, 722 at SDXL's
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),  # as the diffusers examples
 }
+
+UNET: Mapping[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+"""Stable Diffusion 1's."""
+VAE: Mapping[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+SCHEDULER: Mapping[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+}
+UNSAID = "unsaid"
+"""Of a scheduler whose file does not say what the model answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +109,9 @@ def process_of(parts: Mapping[str, Any], foundation: Foundation, device: torch.d
     make = {"scaled_linear": objective.scaled_linear_betas, "linear": objective.linear_betas}.get(config["beta_schedule"])
     names: dict[str, objective.Prediction] = {"epsilon": "epsilon", "v_prediction": "v"}
     prediction = foundation.prediction or names.get(config.get("prediction_type") or "epsilon")
+    if prediction is None and config["prediction_type"] == UNSAID:
+        message = f"nothing in {Path(foundation.base.location).name} says whether it answers the noise or v."
+        raise BaseModelError("LRY-BASE-LOAD", message, 'Set prediction = "v" for a 768 model, "epsilon" for a 512 model.')
     if make is None or prediction is None:
         fact = f"has a noise schedule that is not known here ({config['beta_schedule']}, {config.get('prediction_type')})"
         raise BaseModelError("LRY-BASE-LOAD", f"the base {fact}.", "Check its scheduler/scheduler_config.json.")
@@ -97,6 +133,12 @@ def process(model: Model) -> Diffusion:
     """A model's process, which `process_of` has made."""
     assert isinstance(model.process, Diffusion)
     return model.process
+
+
+def origin(model: Model, version: str, architecture: str, implementation: str = "diffusers", *, v2: bool = False) -> Origin:
+    """The metadata's words, with what the process says."""
+    own = process(model)
+    return Origin(version, architecture, implementation, own.prediction, v2, own.zero_terminal_snr)
 
 
 def sampler(model: Model) -> Any:

@@ -6,14 +6,18 @@ Which class a component has is in the family's table. The VAE is kept in fp32, s
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from trainer.base import read_header, read_metadata
 from trainer.contract import Foundation
 from trainer.errors import BaseModelError
 from trainer.families.model import Family, Model
@@ -46,15 +50,14 @@ def _from_folder(foundation: Foundation, family: Family) -> dict[str, Any]:
     where = foundation.base.location
     revision = foundation.revision if foundation.base.kind == "hub" else None
     parts: dict[str, Any] = {}
-    for name, path in family.components.items():
-        library, _, kind = path.rpartition(".")
+    for name in family.components:
         options: dict[str, Any] = {"subfolder": name, "revision": revision}
         if not name.startswith(("tokenizer", "scheduler")):
             dtype = torch.float32 if name == "vae" else foundation.dtype
             options |= {"use_safetensors": True, "torch_dtype": dtype}
             if variant := _variant(where, name):
                 options["variant"] = variant
-        parts[name] = getattr(importlib.import_module(library), kind).from_pretrained(where, **options)
+        parts[name] = _class_of(family, name).from_pretrained(where, **options)
     return parts
 
 
@@ -65,20 +68,59 @@ def _variant(where: str, part: str) -> str:
     return "fp16" if names and all(".fp16." in name for name in names) else ""
 
 
+CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
+"""All Stable Diffusion text encoders of the CLIP kind read these tokens; they differ in what they pad with."""
+
+
 def _from_file(foundation: Foundation, family: Family) -> dict[str, Any]:
-    """Through diffusers' own conversion. A folder `<name>.config` beside the file gives configurations and tokenizers without a network."""
+    """Through diffusers' own conversion. A folder `<name>.config` beside the file says configurations and tokenizers, if there is one."""
+    path = Path(foundation.base.location)
+    beside = path.with_suffix(".config")
+    if beside.is_dir():
+        return _converted(path, beside, family, foundation.dtype, {})
+    names = [name for name in family.components if name.startswith("tokenizer")]
+    kinds = {name: _class_of(family, name) for name in names}
+    tokenizers = {name: kinds[name].from_pretrained(CLIP_VOCABULARY, **family.real[name]) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        _write_configuration(Path(folder), family)
+        return _converted(path, Path(folder), family, foundation.dtype, tokenizers)
+
+
+def _converted(path: Path, config: Path, family: Family, dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
     import diffusers
 
-    path = Path(foundation.base.location)
-    config = path.with_suffix(".config")
-    local = {"config": str(config), "local_files_only": True} if config.is_dir() else {}
-    whole = getattr(diffusers, family.pipeline).from_single_file(str(path), torch_dtype=torch.float32, **local)
+    pipeline = getattr(diffusers, family.pipeline)
+    whole = pipeline.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=torch.float32, **given)
     parts = {name: getattr(whole, name) for name in family.components}
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module) and name != "vae":
-            part.to(foundation.dtype)
-    kind = getattr(importlib.import_module("diffusers"), family.components["scheduler"].rpartition(".")[2])
-    return {**parts, "scheduler": kind.from_config(whole.scheduler.config)}
+            part.to(dtype)
+    said = _said(path)
+    return {**parts, "scheduler": _class_of(family, "scheduler").from_config({**whole.scheduler.config, **said})}
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """What a file says of its own noise schedule: by the marks that NoobAI began, or by its modelspec."""
+    keys, spec = read_header(path).keys(), read_metadata(path).get("modelspec.prediction_type")
+    said: dict[str, Any] = {"rescale_betas_zero_snr": True} if "ztsnr" in keys else {}
+    if "v_pred" in keys or spec in ("v", "v_prediction"):
+        return {**said, "prediction_type": "v_prediction"}
+    return {**said, "prediction_type": "epsilon"} if spec == "epsilon" else said
+
+
+def _write_configuration(folder: Path, family: Family) -> None:
+    """The family's real size as a diffusers folder without weights."""
+    index = {name: path.rsplit(".", 1) for name, path in family.components.items()}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": family.pipeline, **index}))
+    for name, (_, kind) in index.items():
+        (folder / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (folder / name / file).write_text(json.dumps({"_class_name": kind, **family.real[name]}))
+
+
+def _class_of(family: Family, component: str) -> Any:
+    library, _, kind = family.components[component].rpartition(".")
+    return getattr(importlib.import_module(library), kind)
 
 
 def _quiet() -> None:

@@ -35,6 +35,8 @@ class Family:
     """Component -> the class it is loaded with, as `library.Class`."""
     pipeline: str
     """diffusers' pipeline, which knows how to read a single file."""
+    real: Mapping[str, Mapping[str, Any]]
+    """Component -> its configuration at the family's real size: a single file says none of it."""
     formats: Mapping[str, Writer]
     """File formats by name; the first is what most programs read, hence the default."""
 
@@ -175,6 +177,7 @@ class Model:
         from diffusers.image_processor import VaeImageProcessor
 
         both = [{name: value[None].to(self.device) for name, value in one.items()} for one in (condition, negative)]
+        self.parts["vae"].to(self.device)  # where a pipeline finds its first module, there it puts its latents
         with torch.no_grad(), self.bank.use([adapter] if adapter else [], self.dtype):
             latents = self.family.sample(self, both[0], both[1], drawing)
         return VaeImageProcessor().postprocess(self.decode_latents(latents), output_type="pil")[0]

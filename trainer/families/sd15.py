@@ -65,7 +65,7 @@ def sample(model: Model, condition: Condition, negative: Condition, drawing: Dra
 def origin(model: Model) -> Origin:
     """sd-scripts' and modelspec's words."""
     v = diffusion.process(model).prediction == "v"
-    return Origin("sd_v1_v" if v else "sd_v1", "stable-diffusion-v1/lora", "diffusers", "v" if v else "epsilon")
+    return diffusion.origin(model, "sd_v1_v" if v else "sd_v1", "stable-diffusion-v1/lora")
 
 
 FAMILY = Family(
@@ -79,6 +79,13 @@ FAMILY = Family(
         "scheduler": "diffusers.DDPMScheduler",
     },
     pipeline="StableDiffusionPipeline",
+    real={
+        "unet": diffusion.UNET,
+        "vae": diffusion.VAE,
+        "text_encoder": clip.LARGE,
+        "tokenizer": {},
+        "scheduler": diffusion.SCHEDULER,
+    },
     formats={"kohya": partial(export.to_kohya, key_of=key_of), "diffusers": export.to_peft},
     process=diffusion.process_of,
     targets=targets,
