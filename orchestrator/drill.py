@@ -45,7 +45,7 @@ GUARD_S = 240.0
 LOOK_S = 2.0
 ENDS = "guard ends it"
 """The step that the drill is for."""
-BILL_S = 30.0
+BILL_S = 15.0
 BOOT_S = 900.0
 
 LOAD = Load(
