@@ -4,8 +4,9 @@ Runs a session's queue to its end, whatever happens to the connection that start
 forks, a session of its own, output to supervisor.log), prints one JSON line and returns. Starting it again is
 harmless: a lock says whether one runs, the status whether the session has ended.
 
-A worker process trains each group of jobs on one base. When a worker dies that trained one job, the supervisor
-writes the end of that job, names the likely cause and goes on with the rest. When it trained several together,
+A worker process trains each group of jobs on one base. When something kills a worker that trained one job, the job goes
+on from its last checkpoint as long as it gets further between two deaths; else the supervisor writes its end, names the
+likely cause and goes on with the rest. When it trained several together,
 nobody can tell whose fault it was: all go on from their checkpoints, one by one from then on. Honours the file `stop`, SIGTERM, and the
 session's lifetime, which counts from the first start and is not renewed by a restart; the client may
 write another one into session.json while it runs.
@@ -97,6 +98,8 @@ class Supervisor:
     """What starts a worker; `worker_command` when not given."""
     together: bool = field(init=False)
     """Whether jobs may share passes; not after a worker has died of one of them."""
+    died_at: dict[str, int] = field(default_factory=dict)
+    """Job -> the step at which something last killed its worker."""
     beat: int = 0
     signalled: bool = False
     watch: Watch = field(init=False)
@@ -183,7 +186,9 @@ class Supervisor:
         left = [name for name in group if not self._has_ended(name)]
         at_work = [name for name in left if self.watch.jobs[name].state == "running"]
         if left and (killed or at_work or not reason):
-            if killed or len(at_work) < 2:
+            if code < 0 and not reason and len(at_work) == 1 and self._got_further(at_work[0]):
+                self._begin_again(at_work[0], code)
+            elif killed or len(at_work) < 2:
                 self._bury(at_work or left[:1], code, killed=killed, log_from=log_from)
             else:
                 self._separate(at_work, code)
@@ -193,11 +198,28 @@ class Supervisor:
         left = self.watch.jobs[name].state == "stopped" and (self.root / "jobs" / name / "stop").exists()
         return left or self.watch.jobs[name].state in ("done", "failed")
 
+    def _got_further(self, name: str) -> bool:
+        """Whether a job whose worker was killed had come further than at its last death: then it is worth another start."""
+        step = self.watch.jobs[name].step
+        before, self.died_at[name] = self.died_at.get(name, -1), step
+        return step > before
+
+    def _begin_again(self, name: str, code: int) -> None:
+        """A killed job goes on from its last checkpoint."""
+        _, why = _cause_of(code, "")
+        words = (
+            f"{why} The job goes on from its last checkpoint; should it come no further than step {self.watch.jobs[name].step}, it ends."
+        )
+        self._write(Warned(at_s=self.uptime_s, job=name, message=words))
+        self.watch.jobs[name] = self.watch.jobs[name].model_copy(update={"state": "queued"})
+        self.watch.current = ""
+
     def _separate(self, names: Sequence[str], code: int) -> None:
         """A worker died of one of several jobs: each goes on by itself, and the one that does it again is found."""
         self.together = False
         _, why = _cause_of(code, "")
         for name in names:
+            self.died_at[name] = self.watch.jobs[name].step
             self._write(
                 Warned(
                     at_s=self.uptime_s, job=name, message=f"{why} {len(names)} jobs were training together; from now on they go one by one."
