@@ -11,6 +11,7 @@ from providers.errors import ProviderError
 from .crashpoints import crashpoint
 from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, ResultsIncomplete, TrainingFailed, outcome_of
 from .home import RunFolder
+from .ledger import Attempt
 from .report.page import write_page
 from .report.receipt import receipt
 from .trip import Tools, Trip
@@ -61,25 +62,25 @@ def close(trip: Trip, err: LorryError | ProviderError | None, decided: Mapping[s
     return account(trip.folder, trip.tools)
 
 
-def account(folder: RunFolder, tools: Tools) -> dict[str, Any]:
+def account(folder: RunFolder, tools: Tools, bills: Mapping[int, Decimal | None] | None = None) -> dict[str, Any]:
     """The receipt and the page, from what is in the folder and what the providers have billed by now."""
     write_page(folder, receipt(folder, tools.clock.now()))
-    document = receipt(folder, tools.clock.now(), billed_usd=_billed(folder, tools))
+    known = list((billed(folder, tools) if bills is None else bills).values())
+    total = None if None in known else sum((usd for usd in known if usd is not None), Decimal(0))
+    document = receipt(folder, tools.clock.now(), billed_usd=total)
     folder.write("receipt.json", document)
     crashpoint("accounted")
     return document
 
 
-def _billed(folder: RunFolder, tools: Tools) -> Decimal | None:
-    """What the providers say they charged for every machine of the run; None while one has no record."""
-    total = Decimal(0)
-    for attempt in folder.book().attempts.values():
-        for instance_id in attempt.instance_ids:
-            try:
-                billed = tools.provider(attempt.provider).billed_usd(instance_id)
-            except ProviderError:
-                return None
-            if billed is None:
-                return None
-            total += billed
-    return total
+def billed(folder: RunFolder, tools: Tools) -> dict[int, Decimal | None]:
+    """What the provider of each attempt says it charged; None where it has no record, or does not answer."""
+    return {attempt.number: _billed(attempt, tools) for attempt in folder.book().attempts.values()}
+
+
+def _billed(attempt: Attempt, tools: Tools) -> Decimal | None:
+    try:
+        records = [tools.provider(attempt.provider).billed_usd(instance_id) for instance_id in attempt.instance_ids]
+    except ProviderError:
+        return None
+    return None if None in records else sum((usd for usd in records if usd is not None), Decimal(0))

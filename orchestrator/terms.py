@@ -21,6 +21,7 @@ from trainer.protocol import Session
 from . import commands, guarding
 from .budget import WAY_OUT_S, rounded_up, show_usd, time_usd
 from .errors import IntegrityError
+from .lifecycle import Signal
 from .order import rest_of
 from .pace import Stopwatch, Work, left_out, seconds_left
 from .plan import estimate
@@ -70,9 +71,10 @@ class Terms:
         """False when the cloud does not answer now."""
         lease = self.machine.lease
         try:
-            before = lease.heed(lease.describe())
+            lease.heed(lease.describe())
         except ProviderError:
             return False
+        before = self._price_before()
         attempt, used_s = self.trip.book().attempts[self.machine.number], self._used_s()
         lifetime_s = max(used_s + self.trip.lifetime_s(lease), SHORTEST_S)
         if before is None and lifetime_s > attempt.lifetime_s - DRIFT_S:
@@ -82,6 +84,14 @@ class Terms:
         self._send_lifetime(session_there(self.trip, self.machine), lifetime_s)
         guarding.renew(self.trip, self.machine)
         return True
+
+    def _price_before(self) -> Decimal | None:
+        """What an hour cost when the deadline was reckoned last; None when it costs the same now. Somebody else may have seen it change."""
+        kinds = {"priced", "lifetime", str(Signal.STARTED)}
+        for entry in reversed(self.trip.ledger.entries):
+            if entry.attempt == self.machine.number and entry.kind in kinds:
+                return Decimal(str(entry.data["was_usd_per_hour"])) if entry.kind == "priced" else None
+        return None
 
     def _say_deadline(self, before: Decimal | None, left_s: float) -> None:
         lease, now = self.machine.lease, self.trip.clock.now()

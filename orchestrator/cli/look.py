@@ -127,19 +127,33 @@ def cost(
 ) -> int:
     """Compare what runs were estimated at, metered at, and billed.
 
+    With a RUN, phase by phase, with the reason for every difference.
+
     Examples:
       lorry cost
-      lorry cost autumn-3f2a91 --json
+      lorry cost autumn-3f2a91
+      lorry cost autumn-3f2a91 --json | jq '.[0].differences'
     """
     from orchestrator import console
-    from orchestrator.closing import account
+    from orchestrator.closing import account, billed
     from orchestrator.home import Home
+    from orchestrator.report.cost import cost as explained
+    from orchestrator.report.cost import in_words
     from orchestrator.tools import make_tools
 
     home, tools = Home.from_env(), make_tools(as_json=json)
-    documents = [account(folder, tools) for folder in ([home.run(run)] if run else home.runs())]
+    documents = []
+    for folder in [home.run(run)] if run else home.runs():
+        bills = billed(folder, tools)
+        told = account(folder, tools, bills)
+        sums = {"run": told["run"], "status": told["status"], **told["cost"], "phases": told["phases"]}
+        documents.append(sums | explained(folder, tools.clock.now(), bills))
     if json:
-        console.json_document([{"run": d["run"], "status": d["status"], **d["cost"], "phases": d["phases"]} for d in documents])
+        console.json_document(documents)
+        return 0
+    if run:
+        for line in in_words(documents[0]):
+            console.out(console.plain(line))
         return 0
     from rich.table import Table
 
@@ -147,15 +161,14 @@ def cost(
     for name in ("run", "status", "estimated P50", "metered", "billed", "cap"):
         table.add_column(name, justify="left" if name in {"run", "status"} else "right")
     for d in documents:
-        money = d["cost"]
-        p50, billed = money["estimated_usd"].get("p50"), money["billed_usd"]
+        p50, charged = d["estimated_usd"].get("p50"), d["billed_usd"]
         table.add_row(
             d["run"],
             d["status"],
             f"${p50:.4f}" if p50 is not None else "",
-            f"${money['metered_usd']:.4f}",
-            f"${billed:.4f}" if billed is not None else "not yet",
-            f"${money['cap_usd']:.2f}",
+            f"${d['metered_usd']:.4f}",
+            f"${charged:.4f}" if charged is not None else "not yet",
+            f"${d['cap_usd']:.2f}",
         )
     console.show(table, data=True)
     return 0

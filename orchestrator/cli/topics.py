@@ -42,7 +42,7 @@ JSON: dict[str, str] = {
     "resume": _RECEIPT,
     "down": _RECEIPT,
     "reap": "a list of machines and what became of each",
-    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases",
+    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases, lines, differences (usd, why), bills",
     "offers": "a list of offers",
     "login": "provider, account, id, balance_usd, auto_pay, lacks, kept_in, overruled_by; never the key",
     "logout": "provider, was_kept, still_in_environment",

@@ -25,6 +25,7 @@ from .attempts import attempts, in_lines
 
 STATUS_OF_EXIT = {
     0: "done",
+    5: "stopped by the cap",
     6: "machine failed",
     7: "training failed",
     8: "incomplete",
@@ -45,8 +46,7 @@ PHASES = (
 
 def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = None) -> dict[str, Any]:
     """The document that `lorry run --json` ends with; see the product page for its words."""
-    entries = _entries(folder)
-    book = Book(entries)
+    book, entries = book_and_entries(folder)
     exit_code = 10 if book.open_attempts and book.closed is not None else int((book.closed or {}).get("exit_code", 0))
     status = STATUS_OF_EXIT.get(exit_code, EXIT_CODES.get(exit_code, "failed")) if book.closed is not None else _living_status(book)
     report = folder.path / "report.html"
@@ -94,9 +94,11 @@ def unwatched(folder: RunFolder) -> bool:
     return not folder.is_driven and bool(folder.book().open_attempts)  # in this order: a driver that has just gone has left a closed book
 
 
-def _entries(folder: RunFolder) -> list[Entry]:
+def book_and_entries(folder: RunFolder) -> tuple[Book, list[Entry]]:
+    """The run's entries as they stand in its folder, and what they add up to."""
     file = folder.path / "ledger.jsonl"
-    return read_entries(file.read_bytes()) if file.exists() else []
+    entries = read_entries(file.read_bytes()) if file.exists() else []
+    return Book(entries), entries
 
 
 def _living_status(book: Book) -> str:

@@ -69,6 +69,20 @@ def test_a_rise_is_said_metered_and_brings_the_deadline_nearer_on_the_machine_to
     assert len(world.view.said) == 1, "once"
 
 
+def test_a_rise_that_another_process_saw_first_is_said_all_the_same(world: World):
+    """Whoever takes the run up looks at the machine before it looks at the deadline."""
+    begun(world)
+    world.clock.passed_s += 2 * LOOK_S
+    dearer(world, "4")
+    taken_up: Trip = world.a_trip()
+    world.lease.heed(world.lease.describe())
+    terms = Terms(trip=taken_up, machine=world.machine)
+    terms.begin()
+    terms.look()
+    (said,) = world.view.said
+    assert "costs $1.608 an hour now, $0.408 before" in said
+
+
 def test_a_fall_gives_the_time_back(world: World):
     terms, first = begun(world), told_lifetime(world)
     for times in ("4", "0.5"):
