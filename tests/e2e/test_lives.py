@@ -102,12 +102,15 @@ def test_a_killed_supervisor_is_started_again_and_goes_on(lorry: Lorry, long: Pa
     check_as_undisturbed(lorry, run, undisturbed)
 
 
-def test_a_killed_worker_fails_its_job_with_its_likely_cause_and_resume_goes_on(lorry: Lorry, long: Path, undisturbed):
-    """A worker that is killed is most often one that took too much memory: begun again by itself it would be killed for ever."""
+def test_a_worker_killed_twice_at_one_place_fails_its_job_with_its_likely_cause_and_resume_goes_on(lorry: Lorry, long: Path, undisturbed):
+    """A worker that is killed is most often one that took too much memory: it gets another start, and not one for ever."""
     driver = lorry.start("run", str(long), "-y", "--json")
     with lorry.standing(4) as run:
-        (worker,) = children_of(supervisor_of(lorry.cloud.session(run)))
-        os.kill(worker, signal.SIGKILL)
+        supervisor = supervisor_of(lorry.cloud.session(run))
+        (first,) = children_of(supervisor)
+        os.kill(first, signal.SIGKILL)
+        (second,) = poll(lambda: [pid for pid in children_of(supervisor) if pid != first], what="another start")
+        os.kill(second, signal.SIGKILL)
     failed = driver.end()
     assert failed.code == 7
     assert "memory" in failed.document["message"]

@@ -18,7 +18,7 @@ from providers.sandbox.billing import bill
 
 from .conftest import LONG
 from .test_lives import check_as_undisturbed
-from .world import Cloud, Lorry, check_gone, check_results, children_of, config, poll, supervisor_of
+from .world import Cloud, Lorry, check_gone, check_receipt, check_results, children_of, config, poll, supervisor_of
 
 
 def happen(cloud: Cloud, **happening: object) -> None:
@@ -124,3 +124,35 @@ def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     assert (lorry.at(run) / "report.html").read_text().count("<td>it is stopped: outbid</td>") == 3
     shown = lorry("attach", run)
     assert (shown.code, shown.out.count("steps gained: it is stopped: outbid")) == (0, 3), "the receipt for people"
+
+
+def test_a_machine_that_dies_is_destroyed_and_another_goes_on(lorry: Lorry, long: Path, undisturbed: Any) -> None:
+    """On demand, nobody's bid: its container ended. What it leaves bills its disk until it is destroyed."""
+    driver = lorry.start("run", str(long), "-y", "--json")
+    with nth_standing(lorry, 1, 4, home=3) as machine:
+        happen(lorry.cloud, what="exit", machine=machine)
+    done = driver.end()
+    assert done.code == 0, done.err
+    run, document = lorry.run, done.document
+    check_as_undisturbed(lorry, run, undisturbed)
+    check_results(lorry, run)
+    check_one_at_a_time(lorry, run)
+    check_receipt(lorry, document)
+    assert [m["steps_gained"] for m in document["machines"]] == [3, 7]
+    assert document["machines"][0]["machine_id"] != document["machines"][1]["machine_id"], "it is remembered for what it did"
+    assert [e["step"] for e in lorry.events(run) if e["kind"] == "started"] == [0, 3]
+
+
+def test_a_host_that_was_offline_for_a_while_is_not_replaced(lorry: Lorry, long: Path, undisturbed: Any) -> None:
+    """Its cloud does not call it gone, and waiting costs less than another one: the run has one machine."""
+    driver = lorry.start("run", str(long), "-y", "--json")
+    with nth_standing(lorry, 1, 4, home=3) as machine:
+        happen(lorry.cloud, what="offline", machine=machine)
+        poll(lambda: "the machine does not answer" in driver.said, what="a word about the silence")
+        happen(lorry.cloud, what="online", machine=machine)
+    done = driver.end()
+    assert done.code == 0, done.err
+    assert "the machine answers again" in done.err
+    check_as_undisturbed(lorry, lorry.run, undisturbed)
+    check_receipt(lorry, done.document)
+    assert len(done.document["machines"]) == 1
