@@ -26,6 +26,7 @@ from . import commands, plan
 from .budget import traffic_usd
 from .check import Checked, JobCheck
 from .config import LoraConfig, RunConfig
+from .families import cost_of
 from .home import RunFolder
 from .plan import Load, Work
 from .recovery import SAVE_PAUSE_S, checkpoint_every_s
@@ -115,13 +116,14 @@ class Order(BaseModel):
 def load_of(jobs: Sequence[CheckedJob]) -> Load:
     """The queue as the estimate sees it; looks at file sizes only."""
     local = {job.local_base for job in jobs if job.local_base is not None}
-    hub = {job.base.location for job in jobs if job.local_base is None}
+    hub = {job.base.location: cost_of(family_of(job)).hub_bytes for job in jobs if job.local_base is None}
     works = tuple(_work(job) for job in jobs)
-    scale = 1.0 if hub else min(1.0, max(map(_unet_bytes, local)) / plan.UNET_BYTES_SD15)
+    sizes = [_unet_bytes(job.local_base) / cost_of(family_of(job)).denoiser_bytes for job in jobs if job.local_base is not None]
+    scale = 1.0 if hub else min(1.0, max(sizes))
     return Load(
         jobs=works,
         upload_bytes=sum(map(_size, local)) + sum(work.dataset_bytes for work in works) + TRAINER_BYTES,
-        hub_bytes=len(hub) * plan.HUB_BASE_BYTES,
+        hub_bytes=sum(hub.values()),
         base_scale=scale,
         download_bytes=sum(_download_bytes(work, scale) for work in works),
     )
@@ -240,7 +242,7 @@ def spec_of(job: CheckedJob, *, base: str, dataset: str) -> JobSpec:
     return JobSpec(
         **job.config.training_options().model_dump(),
         name=job.name,
-        family=str(job.check.family),
+        family=family_of(job),
         base=base,
         base_revision=job.config.base_revision,
         dataset=dataset,
@@ -259,6 +261,11 @@ def _lay_out(ship: Path) -> None:
         (ship / remote).write_bytes((Path(templates.__file__).parent / Path(remote).name).read_bytes())
 
 
+def family_of(job: CheckedJob) -> str:
+    """The family of a job that has been checked: one that cannot be told was refused there."""
+    return str(job.check.family)
+
+
 def _work(job: CheckedJob) -> Work:
     options, steps = job.config, job.check.steps
     steps_per_epoch = max(1, steps // max(1, job.check.epochs))
@@ -266,6 +273,7 @@ def _work(job: CheckedJob) -> Work:
     drawn = options.sample_every_steps
     return Work(
         name=job.name,
+        family=family_of(job),
         steps=steps,
         images=job.check.pictures,
         batch_size=options.batch_size,
@@ -280,12 +288,12 @@ def _work(job: CheckedJob) -> Work:
 
 
 def _download_bytes(work: Work, scale: float) -> int:
-    adapter = work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale * 2  # fp16
+    adapter = work.rank * cost_of(work.family).adapter_params_per_rank * scale * 2  # fp16
     return int(work.saves * (adapter + _checkpoint_bytes(work, scale)) + work.samples * 0.5 * plan.MIB)
 
 
 def _checkpoint_bytes(work: Work, scale: float) -> int:
-    return int(work.rank * plan.ADAPTER_PARAMS_PER_RANK * scale * 12)  # fp32 weights and two states
+    return int(work.rank * cost_of(work.family).adapter_params_per_rank * scale * 12)  # fp32 weights and two states
 
 
 def _size(path: Path) -> int:

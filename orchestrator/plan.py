@@ -17,6 +17,7 @@ from providers.base import Offer, Prices, Requirements
 
 from .budget import GIB, WAY_OUT_S, rounded_up, time_usd, traffic_usd
 from .errors import NoOffer, OverBudget
+from .families import cost_of
 from .gpus import gpu
 from .risk import Waste, waste
 
@@ -27,22 +28,10 @@ MOST = 1e6
 DEAREST_USD = Decimal(10_000)
 """Per hour or GiB. An offer beyond it is a mistake or a trap; 0 is a machine of one's own."""
 
-TFLOP_PER_SAMPLE_512 = 1.72
-"""SD1.5, LoRA training of one 512 px sample without checkpointing, counted by torch's FlopCounterMode."""
-CHECKPOINTING_FACTOR = 1.35
-"""Gradient checkpointing computes the forward pass twice: 2.32 against 1.72 TFLOP."""
 PEAK_SHARE = 0.20
 """Share of the card's peak that convolution-heavy training reaches; MLPerf-grade SD2 training gets 0.27."""
-HOST_S_PER_STEP = 0.18
-"""What published trainers need per step at batch 1 on any fast card: the host cannot launch kernels faster."""
-UNET_BYTES_SD15 = 1.72e9
-"""Weights of the real UNet in fp16; a smaller base is cheaper in proportion."""
-HUB_BASE_BYTES = 4.3e9
-"""What a machine downloads for an SD1.5 base from a hub."""
-WEIGHTS_GIB, ACTIVATIONS_GIB_512, CHECKPOINTED_GIB_512, CONTEXT_GIB = 1.9, 0.80, 0.15, 0.9
-"""VRAM of SD1.5: bf16 weights with VAE, saved activations a sample at 512 px, the same checkpointed, CUDA and slack."""
-ADAPTER_PARAMS_PER_RANK = 423_936
-"""SD1.5, all linear layers and 1x1 convolutions of the transformer blocks."""
+CONTEXT_GIB = 0.9
+"""VRAM that CUDA takes, and slack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +39,7 @@ class Work:
     """One job as the estimate sees it."""
 
     name: str
+    family: str = "sd15"
     steps: int
     images: int
     batch_size: int
@@ -77,7 +67,7 @@ class Load:
     hub_bytes: float
     """Bases that the machine fetches by itself."""
     base_scale: float
-    """Size of the base against real SD1.5: 1 for the real one, less for a toy."""
+    """Size of the base against its family's real one: 1 for that, less for a toy."""
     download_bytes: int
     """Adapters, checkpoints and samples that come home."""
 
@@ -177,19 +167,21 @@ def vram_bytes(load: Load) -> int:
 
 
 def _vram_gib(work: Work) -> float:
-    pixels = (work.resolution / 512) ** 2
-    saved = CHECKPOINTED_GIB_512 if work.gradient_checkpointing else ACTIVATIONS_GIB_512
-    adapter = work.rank * ADAPTER_PARAMS_PER_RANK * 16 / GIB  # weights, gradients and two states, all fp32
-    return WEIGHTS_GIB + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
+    cost = cost_of(work.family)
+    pixels = (work.resolution / cost.side) ** 2
+    saved = cost.checkpointed_gib if work.gradient_checkpointing else cost.activations_gib
+    adapter = work.rank * cost.adapter_params_per_rank * 16 / GIB  # weights, gradients and two states, all fp32
+    return cost.weights_gib + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
 
 
 def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
     """Seconds of one optimizer step: the card's or the host's, whichever is slower."""
-    tflop = TFLOP_PER_SAMPLE_512 * (work.resolution / 512) ** 2 * work.batch_size * base_scale
+    cost = cost_of(work.family)
+    tflop = cost.tflop_per_sample * (work.resolution / cost.side) ** 2 * work.batch_size * base_scale
     if work.gradient_checkpointing:
-        tflop *= CHECKPOINTING_FACTOR
+        tflop *= cost.checkpointing_factor
     on_card = tflop / (PEAK_SHARE * gpu(gpu_name).peak_tflops)
-    return max(on_card, HOST_S_PER_STEP) * work.gradient_accumulation
+    return max(on_card, cost.host_s_per_step) * work.gradient_accumulation
 
 
 def estimate(load: Load, offer: Offer, disk: int) -> Estimate:

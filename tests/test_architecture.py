@@ -48,6 +48,7 @@ SHARED_BY_CLOUDS = {"answers", "base", "errors", "http", "keys", "wrappers"}
 
 PURE = (
     "orchestrator/plan.py",
+    "orchestrator/families.py",
     "orchestrator/budget.py",
     "orchestrator/pace.py",
     "orchestrator/lifecycle.py",

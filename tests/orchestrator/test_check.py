@@ -27,7 +27,8 @@ def picture(file: Path, size: tuple[int, int] = (640, 512), caption: str | None 
 def diffusers_folder(folder: Path, pipeline: str = "StableDiffusionPipeline") -> None:
     """The outside of a model: what can be told without loading it."""
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+    two = ("text_encoder_2", "tokenizer_2") if "XL" in pipeline else ()
+    for part in ("unet", "vae", "text_encoder", "tokenizer", *two):
         (folder / part).mkdir(parents=True)
         (folder / part / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
     for name in ("vocab.json", "merges.txt"):
@@ -114,14 +115,15 @@ def test_the_family_is_told_from_the_base(looked, tmp_path):
     assert looked('recipe = "style"', base="someone/their-model").jobs[0].family == "sd15"
 
 
-def test_a_family_that_is_not_trained_is_refused_before_anything_is_rented(looked, tmp_path):
+def test_a_family_that_is_not_trained_is_refused_before_anything_is_rented(looked, tmp_path, monkeypatch):
     """Whether the folder shows it or the hub id says it."""
     picture(tmp_path / "lisa/a.png")
-    diffusers_folder(tmp_path / "xl", "StableDiffusionXLPipeline")
-    for base in ("xl", "stabilityai/stable-diffusion-xl-base-1.0"):
+    diffusers_folder(tmp_path / "sora", "SoraPipeline")
+    monkeypatch.setattr("orchestrator.check.FAMILIES", ("sd15",))
+    for base, words in (("sora", "SoraPipeline"), ("stabilityai/stable-diffusion-xl-base-1.0", "of the family sdxl")):
         (found,) = looked(base=base).errors
         assert (found.code, found.line) == ("LRY-CONFIG-FAMILY", 5)
-        assert "of the family sdxl" in found.message
+        assert words in found.message
 
 
 @pytest.mark.parametrize("base", ["nowhere.safetensors", "./nowhere", "broken.safetensors", "pickle.ckpt", "empty"])

@@ -18,6 +18,7 @@ import trainer
 from orchestrator.check import check
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
+from orchestrator.families import COSTS
 from orchestrator.home import Home, RunFolder
 from orchestrator.order import (
     CheckedJob,
@@ -30,7 +31,7 @@ from orchestrator.order import (
     saving_often,
     write_order,
 )
-from orchestrator.plan import HUB_BASE_BYTES, Load, disk_gib, step_seconds
+from orchestrator.plan import Load, disk_gib, step_seconds
 from orchestrator.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from providers.base import Prices
 from trainer.protocol import JobSpec
@@ -202,7 +203,7 @@ def test_a_base_of_the_hub_is_fetched_there_and_not_sent(tmp_path: Path):
     order = desk.order()
     assert not [i for i in order.items if i.remote.startswith("bases/")]
     assert {job.base for job in order.jobs} == {"stable-diffusion-v1-5/stable-diffusion-v1-5"}
-    assert desk.load.hub_bytes == HUB_BASE_BYTES, "once, for both jobs"
+    assert desk.load.hub_bytes == COSTS["sd15"].hub_bytes, "once, for both jobs"
     assert desk.load.base_scale == 1.0
 
 
