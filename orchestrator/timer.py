@@ -77,11 +77,11 @@ class TimerState:
 
 def systemd_units(job: Job) -> tuple[str, str]:
     """The service and its timer. `Persistent`: a time that was slept through is made up for at once."""
-    home = f"Environment={_unit_word(f'LORRY_HOME={job.home}')}\n" if job.home else ""
+    argv = [*([f"LORRY_HOME={job.home}"] if job.home else []), *job.argv]
     every = "*:0" if job.every_min == 60 else f"*:0/{job.every_min}"
     service = (
         "[Unit]\nDescription=End rented machines of lorry whose time is over\n\n"
-        f"[Service]\nType=oneshot\n{home}ExecStart={' '.join(map(_unit_word, job.argv))}\nTimeoutStartSec=15min\n"
+        f"[Service]\nType=oneshot\nExecStart=/usr/bin/env {' '.join(map(_unit_word, argv))}\nTimeoutStartSec=15min\n"
         "KillMode=process\n"  # the keepers of runs that were found lost live on
         "SuccessExitStatus=10\n"  # something may still bill: the next time goes on; the journal has the words
     )
@@ -93,7 +93,7 @@ def systemd_units(job: Job) -> tuple[str, str]:
 
 
 def _unit_word(text: str) -> str:
-    """One word of a unit file, whatever is in it."""
+    """One argument in a unit file, whatever is in it. The program itself may not be quoted so, which is why it is `env`."""
     plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{plain}"'
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, a closed terminal, a polite kill: true last words, exit 130, and the machine gone."""
+"""Ctrl-C, a closed terminal, a polite kill: true last words, the exit code that says it, and the machine gone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .world import COMMAND, Lorry, adapters, check_gone, check_results, chunks, 
 class Terminal:
     """The command as the foreground program of a terminal of its own."""
 
-    def __init__(self, lorry: Lorry, *arguments: str) -> None:
+    def __init__(self, lorry: Lorry, *arguments: str, **env: str) -> None:
         self.pid, self.stream = pty.fork()
         if self.pid == 0:  # pragma: no cover - the child becomes the command
             os.chdir(lorry.folder)
-            os.execve(sys.executable, [*COMMAND, *arguments], lorry.env | {"TERM": "xterm"})
+            os.execve(sys.executable, [*COMMAND, *arguments], lorry.env | {"TERM": "xterm"} | env)
         os.set_inheritable(self.stream, False)
         self.shown = b""
         self.code: int | None = None
@@ -129,15 +129,16 @@ def test_ctrl_c_twice_destroys_at_once(terminal: Terminal, lorry: Lorry):
     assert len(check_gone(lorry, run)) == 1
 
 
-def test_a_closed_terminal_is_an_orderly_stop(terminal: Terminal, lorry: Lorry):
-    """SIGHUP, and every word from then on is written to nobody: neither may keep the machine alive."""
+def test_a_closed_terminal_ends_nothing(terminal: Terminal, lorry: Lorry, undisturbed):
+    """SIGHUP, and every word from then on is written to nobody: the run goes on, another terminal sees it, and it ends as planned."""
     with lorry.standing(4, meanwhile=terminal.read) as run:
         terminal.close()
-        poll((lorry.cloud.session(run) / "stop").exists, what="the wish to stop over there")
-    assert terminal.wait(120) == 130
-    assert last_entry(lorry, run)["exit_code"] == 130
+        (row,) = lorry("ps", "--json").document
+        assert (row["run"], row["driven"]) == (run, True)
+    assert terminal.wait(240) == 0
+    assert last_entry(lorry, run)["exit_code"] == 0
     check_results(lorry, run)
-    assert list((lorry.at(run) / "jobs/one/checkpoints").iterdir())
+    assert adapters(lorry, run) == undisturbed("long")["adapters"]
     assert len(check_gone(lorry, run)) == 1
     assert list((lorry.home / "errors").glob("*")) == []
 
