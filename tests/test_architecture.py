@@ -56,6 +56,9 @@ PURE = (
     "orchestrator/guard.py",
     "orchestrator/reconcile.py",
     "orchestrator/recovery.py",
+    "orchestrator/risk.py",
+    "orchestrator/reasons.py",
+    "orchestrator/inspection.py",
     "trainer/objective.py",
     "trainer/buckets.py",
 )
