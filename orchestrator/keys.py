@@ -58,7 +58,9 @@ class Machine(Section):
     )
     max_usd_per_hour: Decimal | None = Field(None, gt=0, le=1000, description="No machine dearer than this, disk included.")
     interruptible: bool = Field(
-        False, description="Also take machines that may be taken away (bids, spot): cheaper, and the run moves on when it happens."
+        False,
+        description="Also take machines that may be taken away (bids, spot): cheaper, and the run goes on elsewhere when it happens."
+        " Without an interval of yours it saves as often as wastes least.",
     )
     min_reliability: float = Field(0.95, ge=0, le=1, description="Share of time that the host was up, by the provider's record.")
     regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(

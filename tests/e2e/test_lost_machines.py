@@ -148,7 +148,7 @@ def test_a_host_that_was_offline_for_a_while_is_not_replaced(lorry: Lorry, long:
     driver = lorry.start("run", str(long), "-y", "--json")
     with nth_standing(lorry, 1, 4, home=3) as machine:
         happen(lorry.cloud, what="offline", machine=machine)
-        poll(lambda: "the machine does not answer" in driver.said, what="a word about the silence")
+        poll(lambda: '"text": "the machine does not answer, sandbox calls it' in driver.said, what="a word about the silence")
         happen(lorry.cloud, what="online", machine=machine)
     done = driver.end()
     assert done.code == 0, done.err
