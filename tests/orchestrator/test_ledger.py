@@ -140,6 +140,80 @@ def test_a_machine_whose_intent_became_unreadable_still_bills_and_can_be_ended(w
     assert book.next_attempt == 2
 
 
+def a_night(*, ends: bool) -> list[tuple[str, int, dict[str, object]]]:
+    """Four attempts: refused, never booted, trained under a price that rose, and one in doubt; `ends`: until all is seen to be gone."""
+    label = {n: INTENT | {"label": f"lorry-autumn-1-a{n}"} for n in (1, 2, 3, 4)}
+    dearer = {
+        "prices": {"gpu_usd_per_hour": "0.8"},
+        "usd_per_hour": "0.8",
+        "was_usd_per_hour": "0.408",
+        "since": "2026-01-01T00:00:00+00:00",
+    }
+    life = [
+        *LIFE[:2],
+        (Signal.INTENT, 1, label[1]),
+        (Signal.REFUSED, 1, {"why": "sold"}),
+        (Signal.INTENT, 2, label[2]),
+        (Signal.LAUNCHED, 2, label[2] | {"instance_id": "i-2", "via": "answer"}),
+        (Signal.GIVE_UP, 2, {"why": "it did not boot", "outcome": None}),
+        (Signal.GONE, 2, {"evidence": "seen"}),
+        (Signal.INTENT, 3, label[3]),
+        (Signal.LAUNCHED, 3, label[3] | {"instance_id": "i-3", "via": "error"}),
+        *((kind, 3, data) for kind, _, data in LIFE[4:9]),
+        ("priced", 3, dearer),
+        ("lifetime", 3, {"lifetime_s": 500.0}),
+        ("cut", 3, {"jobs": ["b", "c"]}),
+        (Signal.INTENT, 4, label[4]),
+    ]
+    rest = [(Signal.GONE, 4, {"evidence": "never created"}), *((kind, 3 if at else 0, data) for kind, at, data in LIFE[9:])]
+    return life + (rest if ends else [])
+
+
+def open_by_the_words_alone(entries: list[Entry]) -> set[int]:
+    """The checker's own sum: asked for or made, and after that neither refused nor seen to be gone."""
+    alive: set[int] = set()
+    for entry in entries:
+        if entry.kind in {Signal.INTENT, Signal.LAUNCHED}:
+            alive.add(entry.attempt)
+        elif entry.kind in {Signal.GONE, Signal.REFUSED}:
+            alive.discard(entry.attempt)
+    return alive
+
+
+DAMAGES = {
+    "cut": lambda raw, at: raw[:at],
+    "zeros": lambda raw, at: raw[:at] + bytes(len(raw) - at),
+    "doubled from there": lambda raw, at: raw + raw[at:],
+    "doubled up to there": lambda raw, at: raw[:at] + raw,
+    "one byte lost": lambda raw, at: raw[:at] + raw[at + 1 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_night_of_four_machines_damaged_at_every_byte_is_readable_and_no_open_attempt_reads_as_gone(
+    tmp_path: Path, ends: bool, damage: str
+):
+    """By everything that can still be read. And what nothing was lost of reads as before, to the cent."""
+    entries = written(tmp_path / "l", a_night(ends=ends))
+    raw, true = (tmp_path / "l").read_bytes(), Book(entries)
+    assert open_by_the_words_alone(entries) == {a.number for a in true.open_attempts} == (set() if ends else {3, 4})
+    for at in range(len(raw) + 1):
+        kept = read_entries(DAMAGES[damage](raw, at))
+        book = Book(kept)
+        assert {a.number for a in book.open_attempts} >= open_by_the_words_alone(kept), at
+        assert book.next_attempt > max((e.attempt for e in kept), default=0)
+        lost = {e.seq for e in entries} - {e.seq for e in kept}
+        if not lost:
+            assert (book.attempts, book.cut, book.closed) == (true.attempts, true.cut, true.closed), at
+        if damage.startswith("doubled"):
+            assert {a.number for a in book.open_attempts} == {a.number for a in true.open_attempts}, at
+        elif damage == "one byte lost":
+            assert len(lost) <= 2, "a newline parts two lines"
+        else:
+            assert len(kept) == whole_lines_before(raw, at), at
+
+
 def test_a_number_is_never_given_twice_even_when_its_intent_is_lost():
     """Two machines with one label would be taken for one."""
     clock = FakeClock()
@@ -194,7 +268,8 @@ def test_arbitrary_bytes_are_never_a_reason_to_stop(whole: bytes, raw: bytes, cu
         assert all(entry in read_entries(whole) for entry in entries)
 
 
-KINDS = st.sampled_from([*Signal, "opened", "confirmed", "moved", "fetched", "closed"])
+ANYTHING = INTENT | {"since": "2025-01-01T00:00:00+00:00", "lifetime_s": 1.0, "jobs": ["a"]}
+KINDS = st.sampled_from([*Signal, "opened", "confirmed", "moved", "fetched", "priced", "lifetime", "cut", "resumed", "closed"])
 
 
 @settings(max_examples=100, deadline=None)
@@ -202,7 +277,7 @@ KINDS = st.sampled_from([*Signal, "opened", "confirmed", "moved", "fetched", "cl
 def test_no_order_of_entries_makes_the_book_raise_or_forget_a_machine(steps: list[tuple[str, int]]):
     at = FakeClock().now()
     entries = [
-        Entry(seq=seq, at=at, kind=kind, attempt=attempt, data=INTENT | {"instance_id": f"i-{seq}"})
+        Entry(seq=seq, at=at, kind=kind, attempt=attempt, data=ANYTHING | {"instance_id": f"i-{seq}"})
         for seq, (kind, attempt) in enumerate(steps, start=1)
     ]
     for upto in range(len(entries) + 1):
