@@ -21,6 +21,7 @@ from .budget import GIB
 from .errors import UsageError
 from .home import Home
 from .report.receipt import unwatched
+from .timer import timer_state
 from .versions import flaws_of, version_in
 
 ROOM_GIB, LITTLE_ROOM_GIB = 0.5, 5.0
@@ -115,6 +116,15 @@ def runs(home: Home) -> Iterator[Check]:
         )
     if not alone:
         yield ok("runs", f"{watched} under way and looked after" if watched else "no machine of a run of this computer may be billing")
+
+
+def timer(home: Home, *, needed: bool) -> Check:
+    """Whether something here ends forgotten machines when nobody types anything any more. `needed`: there is a key to do it with."""
+    state = timer_state(home.path)
+    if state.running or not needed:
+        return ok("timer", state.words.partition(";")[0])
+    said = f"{state.words.partition(';')[0]}: only a command of lorry looks for forgotten machines"
+    return warning("timer", said, "lorry reap --install-timer" if state.kind else "run `lorry reap --yes --expired` by a timer of your own")
 
 
 def _home(home: Home) -> Check:

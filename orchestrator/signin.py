@@ -109,6 +109,7 @@ def examine(named: Sequence[str]) -> Iterator[doctor.Check]:
     except AuthError as err:
         yield doctor.trouble("keys", str(err), err.hint, err.exit_code)
         return
+    yield doctor.timer(home, needed=bool(keyed))
     books = {folder.id: folder.book() for folder in home.runs()}
     driven = {folder.id for folder in home.runs() if folder.is_driven}
     tools = make_tools(as_json=False)

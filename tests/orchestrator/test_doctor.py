@@ -22,6 +22,7 @@ from orchestrator.doctor import Check, Health, exit_code, ok, trouble, warning
 from orchestrator.home import Home
 from orchestrator.lease import Lease
 from orchestrator.reconcile import label_for
+from orchestrator.timer import TimerState
 from orchestrator.versions import FLAWS, flaws_of, numbers, version_in
 from providers.base import Account, Instance, InstanceStatus
 from providers.sandbox.server import Server
@@ -319,3 +320,26 @@ def test_a_key_file_that_others_can_read_is_trouble(home: Path, capsys: pytest.C
 def test_colours_are_for_terminals_only(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "needed", "health", "words"),
+    [
+        (TimerState(kind="cron", installed=True, running=True, words="cron runs it"), True, Health.OK, ""),
+        (TimerState(kind="cron", installed=False, running=False, words="no timer is installed; x"), False, Health.OK, ""),
+        (
+            TimerState(kind="cron", installed=False, running=False, words="no timer is installed; x"),
+            True,
+            Health.WARNING,
+            "--install-timer",
+        ),
+        (TimerState(kind="systemd", installed=True, running=False, words="it does not run; x"), True, Health.WARNING, "--install-timer"),
+        (TimerState(kind="", installed=False, running=False, words="no timer for users"), True, Health.WARNING, "of your own"),
+    ],
+)
+def test_a_timer_that_is_not_there_is_told_to_those_who_rent(
+    state: TimerState, needed: bool, health: Health, words: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "timer_state", lambda _: state)
+    check = doctor.timer(Home.from_env(), needed=needed)
+    assert (check.health, words in check.hint, check.exit_code) == (health, True, 0)
