@@ -15,6 +15,7 @@
     settled.json                   runs whose books were seen to hold no open lease; may be deleted at any time
 
     keys.json                      which keys `lorry login` has kept, and where; the keys themselves only where there is no keyring
+    machines.json                  machines that failed us, until when they are not tried, and how fast the line was
 
 `LORRY_HOME` moves it all.
 """

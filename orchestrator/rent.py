@@ -196,6 +196,14 @@ def _made_useful(trip: Trip, lease: Lease, offer: Offer) -> Machine | Failed:
     machine = _reach(trip, lease)
     if isinstance(machine, Failed) or trip.book().attempts[lease.number].phase is not Phase.SHIPPING:
         return machine
+    failed = _disproved(trip, machine, offer)
+    if failed is not None:
+        machine.shell.close()
+        return failed
+    return replace(machine, proven=True)
+
+
+def _disproved(trip: Trip, machine: Machine, offer: Offer) -> Failed | None:
     try:
         guarded(trip, machine)
         inspected(trip, machine, offer)
@@ -207,7 +215,7 @@ def _made_useful(trip: Trip, lease: Lease, offer: Offer) -> Machine | Failed:
         return Failed(fault=Fault.SLOW if err.slow else Fault.HARDWARE, why=str(err))
     except MachineFailed as err:  # the link, or a command that no machine of ours fails at
         return Failed(fault=Fault.BOOT, why=str(err))
-    return replace(machine, proven=True)
+    return None
 
 
 def _reach(trip: Trip, lease: Lease) -> Machine | Failed:

@@ -21,6 +21,8 @@ PIECE = 32 << 20
 """Bytes written to each card and read back."""
 PATTERN = 0xA5
 DISK_PIECE = 1 << 20
+DRIVERS = ("libcuda.so.1", "/usr/local/nvidia/lib64/libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1")
+"""By its name first; then where containers and Windows mount it without telling a login."""
 
 
 class Failed(Exception):
@@ -80,10 +82,13 @@ def cards(library):
 
 def real_cards():
     """Those of the driver's library, where there is one."""
-    try:
-        return cards(ctypes.CDLL("libcuda.so.1"))
-    except OSError as error:
-        return {"cards": [], "cuda": 0, "trouble": plain(f"no CUDA driver: {error}")[:300]}
+    trouble = ""
+    for place in DRIVERS:
+        try:
+            return cards(ctypes.CDLL(place))
+        except OSError as error:
+            trouble = trouble or plain(f"no CUDA driver: {error}")[:300]
+    return {"cards": [], "cuda": 0, "trouble": trouble}
 
 
 def played_cards(text):
