@@ -46,6 +46,8 @@ class Outage:
     asked_at: float = field(default=-inf)
     waited_s: float = 0.0
     """Silence that counts against the machine: its cloud answered meanwhile, so this computer was online."""
+    patience_s: float = 0.0
+    """For how long of it; counted up when the silence began."""
     ended: int = 0
     said: bool = False
 
@@ -57,6 +59,8 @@ class Outage:
             raise Interrupted("the machine does not answer, and was to stop")
         if now - self.asked_at < ASK_S:
             return
+        if self.asked_at == -inf:
+            self.patience_s = self._patience_s()
         passed, self.asked_at = min(now - self.asked_at, down_s), now
         cloud = self.machine.lease.provider.name
         try:
@@ -69,11 +73,11 @@ class Outage:
         self.ended = self.ended + 1 if seen.status in OVER else 0
         if self.ended >= LOOKS:
             raise MachineFailed(f"it is {seen.status}" + (f": {seen.status_text}" if seen.status_text else ""))
-        if self.waited_s > (patience := self._patience_s()):
-            raise MachineFailed(f"it has not answered for {duration(patience)}, and {cloud} calls it {seen.status}")
+        if self.waited_s > self.patience_s:
+            raise MachineFailed(f"it has not answered for {duration(self.waited_s)}, and {cloud} calls it {seen.status}")
         if seen.ssh is not None and seen.status is InstanceStatus.RUNNING:
             self.machine.shell.endpoint = seen.ssh  # it may be back elsewhere
-        self._tell(f"the machine does not answer, {cloud} calls it {seen.status}; it is waited for, {duration(patience)} at most")
+        self._tell(f"the machine does not answer, {cloud} calls it {seen.status}; it is waited for, {duration(self.patience_s)} at most")
 
     def over(self) -> None:
         """It answers again."""
