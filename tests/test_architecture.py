@@ -59,6 +59,7 @@ PURE = (
     "orchestrator/risk.py",
     "orchestrator/reasons.py",
     "orchestrator/inspection.py",
+    "orchestrator/versions.py",
     "trainer/objective.py",
     "trainer/buckets.py",
 )
