@@ -2,6 +2,8 @@
 
 `LORRY_CRASH_AT=launched-unwritten lorry run ...` ends as a power cut would: SIGKILL, nothing is tidied. One point lies before and one
 after every kind of entry that is written into the ledger, and one at every effect in between.
+
+`LORRY_CRASH_WITH="SIGINT SIGINT"` sends these signals instead, the first time that the place is reached: a person's hands, to the line.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import signal
 
 VARIABLE = "LORRY_CRASH_AT"
+SIGNALS = "LORRY_CRASH_WITH"
 
 LEDGER_KINDS = (
     "opened",
@@ -54,4 +57,6 @@ POINTS: dict[str, str] = {
 def crashpoint(name: str) -> None:
     """Die here when the environment says so."""
     if os.environ.get(VARIABLE) == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+        del os.environ[VARIABLE]
+        for word in os.environ.get(SIGNALS, "SIGKILL").split():
+            os.kill(os.getpid(), signal.Signals[word])

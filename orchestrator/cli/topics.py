@@ -19,6 +19,7 @@ ENVIRONMENT: dict[str, str] = {
     "LORRY_KEEPER": "off: runs get no keeper, and lost machines are only told of; for scripts that look after their runs themselves.",
     "LORRY_PRACTICE_GPU": "Set by the practice cloud on its machines: the card that they play. Believed only of machines on this computer.",
     "LORRY_CRASH_AT": "For tests: where lorry kills itself; `orchestrator/crashpoints.py` lists the places.",
+    "LORRY_CRASH_WITH": "For tests: the signals that lorry sends itself there, instead of SIGKILL.",
     "LORRY_SUPERVISOR_PID": "Set by the trainer's supervisor for its worker, which ends when its supervisor has.",
     "NO_COLOR": "Set to anything: no colours.",
     "COLUMNS": "Width of tables when the output is no terminal.",

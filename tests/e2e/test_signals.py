@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from .world import COMMAND, Lorry, adapters, check_gone, check_results, chunks, poll
+from orchestrator.crashpoints import POINTS
+from orchestrator.interrupts import HUNG_UP, RENTED
+
+from .world import COMMAND, Lorry, adapters, check_gone, check_receipt, check_results, chunks, poll
 
 
 class Terminal:
@@ -182,3 +185,94 @@ def test_a_reader_that_has_seen_enough_does_not_keep_the_machine_alive(lorry: Lo
     assert head.wait(10) == 0
     assert adapters(lorry, lorry.run) == undisturbed("quick")["adapters"]
     assert len(check_gone(lorry, lorry.run)) == 1
+
+
+# -- every phase, every signal ------------------------------------------------------------------------------
+
+PLACES = {
+    "chosen-written": "renting",
+    "created": "the cloud has rented, nobody knows",
+    "launched-written": "booting",
+    "reachable-written": "let in",
+    "uploading": "uploading",
+    "session-sent": "set up",
+    "started-written": "training begins",
+    "events-taken": "training",
+    "fetching": "fetching",
+    "ended-written": "training has ended",
+    "pulled-written": "all is at home",
+    "give_up-written": "giving back",
+    "terminated": "destroying",
+    "gone-written": "gone",
+    "closed-unwritten": "closing the book",
+    "accounted": "the receipt is written",
+}
+"""Where the signals come, one of each phase."""
+SIGNALS = ("SIGINT", "SIGINT SIGINT", "SIGINT SIGINT SIGINT", "SIGTERM", "SIGTERM SIGTERM", "SIGHUP", "SIGHUP SIGINT")
+SAMPLE = {("created", "SIGINT SIGINT"), ("uploading", "SIGTERM"), ("fetching", "SIGHUP"), ("terminated", "SIGINT SIGINT SIGINT")}
+"""Of 112; `make crash` has them all."""
+
+
+def hands() -> list[object]:
+    pairs = [(place, given) for place in PLACES for given in SIGNALS]
+    return [pytest.param(*pair, marks=() if pair in SAMPLE else pytest.mark.crash, id=f"{pair[0]}, {pair[1]}") for pair in pairs]
+
+
+def test_the_places_are_places_of_the_program():
+    assert PLACES.keys() <= POINTS.keys()
+    assert {(place, given) for place, given in SAMPLE} <= {(place, given) for place in PLACES for given in SIGNALS}
+
+
+@pytest.mark.parametrize(("place", "given"), hands())
+def test_whatever_is_pressed_whenever_what_is_said_is_true_and_nothing_lives_on(
+    place: str, given: str, lorry: Lorry, quick: Path, undisturbed
+):
+    done = lorry("run", str(quick), "-y", LORRY_CRASH_AT=place, LORRY_CRASH_WITH=given)
+    run, asked = lorry.run, [word for word in given.split() if word != "SIGHUP"]
+    said = [line for line in done.err.splitlines() if line in {*RENTED, HUNG_UP}]
+    assert said == [HUNG_UP] * given.count("SIGHUP") + list(RENTED[: len(asked)]), done.err
+    whole = adapters(lorry, run) == undisturbed("quick")["adapters"]
+    assert done.code == (0 if whole else 130), done.err
+    assert whole or asked, "a closed terminal ends nothing"
+    assert "Traceback" not in done.err
+    told = lorry("attach", run, "--json")
+    check_receipt(lorry, told.document)
+    assert told.document["exit_code"] == done.code
+    assert f"receipt of {run}: {told.document['status']}" in done.out
+    if list((lorry.at(run) / "jobs").rglob("*.safetensors")):
+        check_results(lorry, run)
+    destroyed = [line for line in done.err.splitlines() if "seen to be gone" in line and line not in RENTED]
+    assert len(check_gone(lorry, run)) == 1
+    assert len(destroyed) == 1, "said once, after it was seen"
+
+
+def test_ctrl_c_or_a_closed_terminal_at_the_question_rents_nothing(lorry: Lorry, quick: Path):
+    for way in ("press", "close"):
+        one = Terminal(lorry, "run", str(quick))
+        poll(lambda one=one: b"[y/N]" in one.read(), what="the question", timeout_s=60)
+        shown = words(one.shown)
+        assert "at worst you pay $1.00, the cap" in shown
+        if way == "press":
+            one.press(b"\x03")
+            assert one.end(30) == 130
+            assert "Traceback" not in words(one.shown)
+        else:
+            one.close()
+            assert one.wait(30) == -signal.SIGHUP
+        one.clean()
+    assert lorry.runs == []
+    assert not any((lorry.home / "runs").iterdir()), "a run has its folder before it has a machine"
+
+
+def test_ctrl_c_while_looking_on_ends_the_looking_only(lorry: Lorry, long: Path):
+    driver = lorry.start("run", str(long), "-y")
+    with lorry.standing(1) as run:
+        onlooker = lorry.start("attach", run)
+        poll(lambda: "looking on" in onlooker.said, what="the second lorry to look on")
+        onlooker.process.send_signal(signal.SIGINT)
+        looked = onlooker.end(30)
+        assert looked.code == 130
+        assert f"looked away; run {run} goes on" in looked.err
+        assert f"lorry stop {run} ends it" in looked.err
+    assert driver.end().code == 0
+    assert len(check_gone(lorry, run)) == 1
