@@ -1,20 +1,48 @@
-"""Whether a seed kept its promises. Reads the cloud's billing log and what the user saw; none of lorry's own books."""
+"""Whether a seed kept its promises. Reads the cloud's billing log, what the user saw and what came home; none of lorry's books."""
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
+from itertools import pairwise
 
-from .lives import CAP_USD, DISK_GIB, Story
-from .world import RATE
+from .lives import Story
+from .machine import DISK_GIB, RATE
+from .standins import CAP_USD, RUN
 
 TOLERATED_S = 180.0
 """Of billing past the cap, where anything at all reaches the cloud: what the guard may need."""
 HEARD = "destroyed, and seen to be gone"
+HOME = re.compile(r"^one: (?:finished adapter|checkpoint of step (\d+)) is home$")
+UNSAVED_S = 60.0
+"""What was committed so shortly before the end may not have been heard of."""
+ORDERLY = {0, 5}
+"""Exit codes that end a run with everything at home that there was."""
+
+PROMISES = {
+    "silent": "a machine is alive and believed gone",
+    "doubled": "a create is sent twice",
+    "untrue": "destroyed is said of a machine that lives on",
+    "overspent": f"the cap is exceeded by more than {TOLERATED_S:.0f} s",
+    "left": "a machine bills on that could have been ended",
+    "lost": "a committed checkpoint is lost",
+    "broken": "lorry itself broke",
+}
+"""What the checker looks for: short name -> words."""
 
 
 def faults(story: Story) -> list[str]:
-    """Every promise that was broken, in words."""
-    return [*_silent(story), *_doubled(story), *_untrue(story), *_overspent(story), *_left(story)]
+    """Every promise that was broken, in words that begin with its short name."""
+    checks = {
+        "silent": _silent,
+        "doubled": _doubled,
+        "untrue": _untrue,
+        "overspent": _overspent,
+        "left": _left,
+        "lost": _lost,
+        "broken": _broken,
+    }
+    return [f"{name}: {words}" for name, check in checks.items() for words in check(story)]
 
 
 def _silent(story: Story) -> list[str]:
@@ -43,16 +71,17 @@ def _untrue(story: Story) -> list[str]:
 
 
 def _overspent(story: Story) -> list[str]:
-    """Beyond the cap by more than what is tolerated, although a client stood by, or every machine had its guard."""
+    """Beyond the cap by more than is tolerated, although a client stood by, or every machine had its guard and the price it was told."""
     world, machines = story.world, story.world.cloud.machines
-    stood_by = len(story.told) == 2 and story.told[0].exit_code not in {None, 10} and world.weather.cloud_is_well
-    guarded = all(m.has_guard for m in machines) and not world.wall_offset_s and not story.lost
-    if any(m.until_s is None for m in machines) or not (stood_by or guarded):
+    if any(m.until_s is None for m in machines):
         return []
-    rate = RATE.usd_per_hour(DISK_GIB)
-    hours = sum(max(0.0, (m.until_s or 0.0) - m.from_s) for m in machines) / 3600
+    stood_by = len(story.told) == 2 and story.told[0].exit_code not in {None, 10} and world.weather.cloud_is_well and not world.slept
+    guarded = all(m.is_guarded and not m.is_dearer for m in machines) and not story.clock_was_set and not story.lost
+    if not (stood_by or guarded):
+        return []
+    usd = sum((m.usd(world.time_s) for m in machines), Decimal(0))
     unknown_s = sum((m.until_s or 0.0) - m.from_s for m in machines if not m.claimed)  # never in any book; its guard ended it early
-    beyond_s = (Decimal(hours) - CAP_USD / rate) * 3600 - Decimal(unknown_s)
+    beyond_s = (usd - CAP_USD) / RATE.usd_per_hour(DISK_GIB) * 3600 - Decimal(unknown_s)
     return [f"the cap was exceeded by {beyond_s:.0f} s of billing"] if beyond_s > TOLERATED_S else []
 
 
@@ -65,3 +94,52 @@ def _left(story: Story) -> list[str]:
     young = story.told[-1].command == "reap" and any(now < m.lists_after_s + TOLERATED_S for m in world.cloud.machines)
     deaf = deaf or weather.trouble or young
     return [f"{', '.join(left)} bills on, and could have been ended"] if left and not deaf else []
+
+
+def _lost(story: Story) -> list[str]:
+    """A file was said to be at home and is not, or not whole; or a run ended in good order without its newest checkpoint."""
+    if story.lost:
+        return []
+    world, prefix = story.world, f"/home/runs/{RUN}/"
+    made: dict[str, set[bytes]] = {}
+    for commit in world.commits:
+        made.setdefault(commit.home, set()).add(commit.data)
+    names = (name.removeprefix(prefix) for name in world.disk.files if name.startswith(f"{prefix}jobs/"))
+    at_home = {name: world.disk.files[prefix + name] for name in names}
+    found = [f"{name} lies at home and is not what any machine made" for name, data in at_home.items() if data not in made.get(name, ())]
+    for at, words in world.said:
+        if told := HOME.match(words):
+            name = f"jobs/one/checkpoints/one-{int(told[1]):06d}.safetensors" if told[1] else "jobs/one/one.safetensors"
+            found += [f"at {at:.0f} s it said {words!r}, and {name} is not there"] if name not in at_home else []
+    last = story.told[-1]
+    if last.exit_code == 0 and last.command == "attach" and "jobs/one/one.safetensors" not in at_home:
+        found.append("the run ended with 0, and its adapter is not at home")
+    return found + _left_behind(story, at_home)
+
+
+def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
+    """A machine was given back in good order, and its newest checkpoint went with it."""
+    world = story.world
+    if any(t.command in {"down", "reap"} or t.exit_code not in {*ORDERLY, None} for t in story.told):
+        return []
+    found = []
+    for machine in world.cloud.machines:
+        if machine.ended_by != "a terminate" or machine.is_outbid or machine.slow or machine.until_s is None:
+            continue
+        heard_s = min(machine.until_s, machine.cut_at_s) - UNSAVED_S  # what was made behind a cut line could not come
+        made = [c for c in world.commits if c.machine == machine.id and c.at_s < heard_s and not _too_late(story, c.at_s)]
+        newest = max((c.step for c in made), default=0)
+        steps = [int(name[-18:-12]) for name in at_home if "/checkpoints/" in name]
+        if newest and "jobs/one/one.safetensors" not in at_home and newest > max(steps, default=0):
+            found.append(f"{machine.id} was given back with step {newest}, and {max(steps, default=0)} is at home")
+    return found
+
+
+def _too_late(story: Story, at: float) -> bool:
+    """Made while no lorry looked, and the cap was reached when one came."""
+    gaps = [(last.at_s, told.from_s) for last, told in pairwise(story.told)] + story.world.slept
+    return any(told.message.startswith("the cap of") for told in story.told) and any(begin <= at <= end for begin, end in gaps)
+
+
+def _broken(story: Story) -> list[str]:
+    return [f"{told.command}: {told.message}" for told in story.told if told.message.startswith("broke: ")]

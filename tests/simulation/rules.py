@@ -118,7 +118,7 @@ RULES: dict[str, Rule] = {
     "young-machines": Rule(
         "the absence of a machine never seen may be its youth",
         LEASE,
-        (("clean >= CLEAN_LOOKS and (not unseen or waited >= GRACE_S)", "clean >= CLEAN_LOOKS"),),
+        (("clean >= CLEAN_LOOKS and (not unseen or looked >= GRACE_S)", "clean >= CLEAN_LOOKS"),),
     ),
     "working-key": Rule(
         "gone is believed only with a key that works",

@@ -1,0 +1,198 @@
+"""What stands where the program meets the world outside: the disk, SSH, the market, and what is sent to a machine.
+
+Renting, guarding, watching, fetching, going on elsewhere, releasing, searching, booking, budgeting and judging stay the program's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+from orchestrator import closing, fetch, home, lease, ledger, onward, outside, rent, run, trip, watch
+from orchestrator.errors import NoOffer, OverBudget
+from orchestrator.inspecting import Unfit
+from orchestrator.ledger import Book
+from orchestrator.lifecycle import Phase, Signal
+from orchestrator.plan import Load, Work
+from orchestrator.trip import Tools
+from providers.base import Offer, Requirements
+
+from .disk import Name, SimOs
+from .effects import Nothing
+from .machine import DISK_GIB, RATE
+from .shell import SimShell
+from .work import JOB, STEPS
+
+RUN = "autumn-landscapes-3f2a91"
+CAP_USD = Decimal("1.00")
+ESTIMATE = SimpleNamespace(usd={"p10": Decimal("0.02"), "p50": Decimal("0.05"), "p90": Decimal("0.10")})
+
+
+def _candidate(number: int) -> Any:
+    """As much of a `Candidate` as renting reads."""
+    offer = Offer(
+        provider="fake",
+        id=f"o{number}",
+        machine_id=f"m{number}",
+        gpu_name=f"GPU {number}",
+        vram_gib=24.0,
+        prices=RATE,
+        disk_gib=500,
+    )
+    return SimpleNamespace(offer=offer, estimate=ESTIMATE, expected_usd=ESTIMATE.usd["p50"])
+
+
+CANDIDATES = tuple(map(_candidate, range(4)))
+PLAN = SimpleNamespace(candidates=CANDIDATES, best=CANDIDATES[0])
+
+
+WORK = Work(
+    name=JOB,
+    steps=STEPS,
+    images=10,
+    batch_size=1,
+    gradient_accumulation=1,
+    resolution=512,
+    rank=16,
+    gradient_checkpointing=False,
+    saves=3,
+    samples=0,
+    dataset_bytes=0,
+)
+LOAD = Load(jobs=(WORK,), upload_bytes=0, hub_bytes=0, base_scale=1.0, download_bytes=0)
+
+
+@dataclass(frozen=True, slots=True)
+class SimOrder:
+    """As much of an `Order` as renting and budgeting read."""
+
+    run: str = RUN
+    providers: tuple[str, ...] = ("fake",)
+    requirements: Requirements = field(default=Requirements(disk_gib=DISK_GIB))
+    cap_usd: Decimal = CAP_USD
+    max_hours: float | None = None
+    image: str = "img"
+    boot_timeout_s: float = 60.0
+    load: Load = LOAD
+    jobs: tuple[str, ...] = (JOB,)
+    job_names: tuple[str, ...] = (JOB,)
+    root: str = "lorry/run"
+    unguarded: bool = False
+
+
+ORDER = SimOrder()
+
+
+class SimFolder(home.RunFolder):
+    """The real folder, in memory; no two processes of one seed live at a time."""
+
+    _seen: tuple[bytes, Book] = (b"", Book(()))
+
+    def driving(self) -> Any:
+        return Nothing()
+
+    @property
+    def is_driven(self) -> bool:
+        return False
+
+    def book(self) -> Book:
+        """The real one, which gives the same for the same bytes."""
+        file = self.path / "ledger.jsonl"
+        raw = file.read_bytes() if file.exists() else b""
+        if raw != self._seen[0]:
+            self._seen = raw, super().book()
+        return self._seen[1]
+
+
+def install() -> None:
+    """Put the stand-ins into the program's modules, once a process."""
+    if ledger.os is SimOs:
+        return
+    for module in (ledger, home, fetch, watch):
+        module.os = SimOs
+    for module in (ledger, lease, run, closing, fetch, watch):
+        module.crashpoint = lambda _: None  # every effect of this world is one
+    rent.Shell = SimShell
+    rent.make_keys = _keys
+    rent.guarding.text = lambda provider, most_s: str(most_s) if provider.self_destroy else ""
+    run.ship = _ship
+    for module in (run, closing, outside):
+        module.account = _account
+    for module in (run, outside):
+        module.read_order = lambda _: ORDER
+    run.plan_document = lambda _: {}
+    rent.inspected = _inspected
+    onward.market = _market
+    trip.Trip.snapshot = lambda _: None  # drawn by nobody here
+    for module, names in ((ledger, ("_begin", "_apply")), (trip, ("usage_of",))):
+        for name in names:
+            setattr(module, name, _kept(getattr(module, name)))
+    ledger._from_line = lru_cache(maxsize=512)(ledger._from_line)
+
+
+KEPT: dict[Any, Any] = {}
+"""What functions of the program have answered in this seed, with their arguments."""
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of values, which does not compute twice what it has been asked before: a book is read again by every process."""
+
+    def asked(*values: Any) -> Any:
+        key = (function, *map(id, values))
+        known = KEPT.get(key)
+        if known is None:
+            known = KEPT[key] = (function(*values), values)
+        return known[0]
+
+    return asked
+
+
+def _keys(path: Name) -> Any:
+    keys = path.disk.world
+    keys.public_line = "ssh-ed25519 AAAA lorry"
+    return keys
+
+
+def _market(order: SimOrder, tools: Tools, *, spent_usd: Decimal, avoid: Any = (), **_: Any) -> Any:
+    """As the real one: without machines that failed, and none when too little of the cap is left."""
+    if order.cap_usd - spent_usd < ESTIMATE.usd["p90"]:
+        raise OverBudget("no offer fits what is left of the cap")
+    bad = {machine_id for _, machine_id in tools.memory.bad(tools.clock.now())}
+    found = tuple(c for c in CANDIDATES if c.offer.machine_id not in {*avoid, *bad})
+    if not found:
+        raise NoOffer("no machine is for rent now")
+    return SimpleNamespace(candidates=found, best=found[0])
+
+
+def _inspected(trip: Any, machine: Any, offer: Offer) -> None:
+    """As `inspecting.inspected`: some time over there, and then and when it is not what was offered."""
+    del trip, offer
+    machine.shell.work(5.0)
+    if machine.shell.world.weather.poor_machines and machine.shell.world.rng.random() < 0.1:
+        machine.shell.world.hit("unfit", f"{machine.shell.machine.id} is not what was offered")
+        raise Unfit("it is not what was offered")
+
+
+def _ship(trip: Any, machine: Any) -> str:
+    """As `delivery.ship`, with the newest checkpoint that is at home."""
+    if trip.book().attempts[machine.number].phase is Phase.SHIPPING:
+        for _ in range(2):
+            trip.check_boot()
+            machine.shell.work(20.0)
+        found = sorted(n.name for n in (trip.folder.job(JOB) / "checkpoints").glob("*.safetensors"))
+        machine.shell.machine.resumes_from = int(found[-1][len(JOB) + 1 : -len(".safetensors")]) if found else 0
+        trip.ledger.record(Signal.SHIPPED, attempt=machine.number)
+        trip.check_boot()
+    return "python3"
+
+
+def _account(folder: SimFolder, tools: Tools) -> dict[str, Any]:
+    """The exit code as `report.receipt` finds it."""
+    del tools
+    book = folder.book()
+    code = 10 if book.open_attempts and book.closed is not None else int((book.closed or {}).get("exit_code", 0))
+    return {"exit_code": code, "message": (book.closed or {}).get("message", "")}
