@@ -6,7 +6,6 @@ nothing: `refusal` turns what was found into the error that stops a run.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,17 +17,9 @@ from trainer.errors import TrainerError
 from trainer.prompts import parse_prompts
 from trainer.protocol import FAMILIES
 
+from .bases import family_by_name
 from .config import LoraConfig, RunConfig, finding_at
 from .errors import ConfigError, DatasetError, Finding, WithFindings
-
-KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = (
-    (r"stable-diffusion-v1-\d", "sd15"),
-    (r"stable-diffusion-2", "sd2"),
-    (r"stable-diffusion-xl", "sdxl"),
-    (r"stable-diffusion-3", "sd3"),
-    (r"FLUX\.1", "flux"),
-)
-"""Hub ids whose family is in the name. Nothing is asked of the hub: `check` works without network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +169,7 @@ def _base(config: RunConfig, index: int, job: LoraConfig) -> tuple[Base | None, 
 
 
 def _family(job: LoraConfig, base: Base | None) -> str | None:
-    known = (family for pattern, family in KNOWN_HUB_BASES if base and base.kind == "hub" and re.search(pattern, base.location))
-    return job.family or (base.family if base else None) or next(known, None)
+    return job.family or (base and (base.family or family_by_name(base.location))) or None
 
 
 def _prompts(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:

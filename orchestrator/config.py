@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 import templates
 from trainer.protocol import FAMILIES, NAME_PATTERN, TrainingOptions
 
+from .bases import family_told_by
 from .errors import ConfigError, Finding
 from .keys import PROVIDERS, Budget, LoraConfig, Machine, RunConfig, Section
 from .wording import allowed, instead, kind_of, nearest, rewritten, say, short, wrong_type
@@ -100,7 +101,7 @@ def finding_at(config: RunConfig, job: int, key: str, code: str, message: str, *
 def recipe_for(name: str, family: str | None) -> tuple[str, str]:
     """The full name of a recipe and, when there is none, what to write instead: one of the two is empty.
 
-    `character` means `<family>-character`; the family may be left out while only one has such a recipe.
+    `character` means `<family>-character`; the family may be left out where the base tells it, or only one has such a recipe.
     """
     names = templates.recipe_names()
     if name in names:
@@ -318,7 +319,11 @@ class _Reader:
         if "recipe" not in merged.values:
             return
         name = merged.values["recipe"]
-        full, cure = recipe_for(name, merged.values.get("family"))
+        family = merged.values.get("family")
+        if family is None and isinstance(merged.values.get("base"), str):
+            told = family_told_by(merged.values["base"], self.file.absolute().parent)
+            family = told if told in FAMILIES else None
+        full, cure = recipe_for(name, family)
         if cure:
             self.findings.at(merged.places["recipe"], "LRY-CONFIG-RECIPE", f'there is no recipe "{short(name)}"', cure)
             return

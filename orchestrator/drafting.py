@@ -17,6 +17,7 @@ import templates
 from trainer import dataset
 from trainer.protocol import TrainingOptions
 
+from .bases import family_told_by
 from .config import recipe_for
 from .errors import UsageError
 
@@ -77,10 +78,12 @@ def draft(recipe: str | None, folders: Sequence[Path], base: str | None, file: P
             raise UsageError(f"{folder} is no folder", hint="--dataset takes the folder with the pictures")
     jobs = tuple(_job(folder, file) for folder in folders) or (_EXAMPLE,)
     jobs = _named_apart(jobs)
-    full, instead = recipe_for(recipe or _guessed(jobs), None)
+    base = base or DEFAULT_BASE
+    wanted = recipe or _guessed(jobs)
+    full, instead = recipe_for(wanted, family_told_by(base, Path.cwd()))
     if instead:
-        raise UsageError(f'there is no recipe "{recipe}"', hint=instead)
-    return Draft(file=file, recipe=full, jobs=jobs, text=_written(full, jobs, base or DEFAULT_BASE, file))
+        raise UsageError(f'there is no recipe "{wanted}" for {base}', hint=instead)
+    return Draft(file=file, recipe=full, jobs=jobs, text=_written(full, jobs, base, file))
 
 
 _EXAMPLE = DraftJob(name="lisa", dataset="datasets/lisa", trigger="lisabp woman", comment="an example: put your own folder here")

@@ -112,7 +112,25 @@ def test_the_family_is_told_from_the_base(looked, tmp_path):
     (found,) = looked(base="someone/their-model").errors
     assert (found.code, found.hint) == ("LRY-CONFIG-FAMILY", 'write `family` as well, as in family = "sd15"')
     assert looked('family = "sd15"', base="someone/their-model").jobs[0].family == "sd15"
-    assert looked('recipe = "style"', base="someone/their-model").jobs[0].family == "sd15"
+    assert looked('recipe = "sd15-style"', base="someone/their-model").jobs[0].family == "sd15"
+    with pytest.raises(ConfigError) as refused:
+        looked('recipe = "style"', base="someone/their-model")
+    assert "write `family` as well" in str(refused.value.findings[0].hint)
+
+
+HUB_BASES = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "Laxhar/noobai-XL-Vpred-1.0": "sdxl",
+    "OnomaAIResearch/Illustrious-xl-early-release-v0": "sdxl",
+    "stabilityai/stable-diffusion-2-1": "sd2",
+}
+
+
+@pytest.mark.parametrize("base", HUB_BASES)
+def test_a_short_recipe_is_that_of_the_bases_family(looked, tmp_path, base):
+    picture(tmp_path / "lisa/a.png")
+    assert looked('recipe = "style"', base=base).jobs[0].family == HUB_BASES[base]
+    assert load(tmp_path / "lorry.toml").jobs[0].recipe == f"{HUB_BASES[base]}-style"
 
 
 def test_a_family_that_is_not_trained_is_refused_before_anything_is_rented(looked, tmp_path, monkeypatch):
