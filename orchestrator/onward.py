@@ -18,7 +18,7 @@ from .closing import judge
 from .errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
 from .market import market
 from .plan import Candidate, Plan
-from .recovery import SHORTEST_PATIENCE_S, Choice, does_going_on_pay, patience_s, steps_at_home
+from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, does_going_on_pay, patience_s, steps_at_home
 from .rent import OVER, Machine
 from .trip import Trip
 from .view import duration
@@ -92,7 +92,10 @@ class Outage:
             self.trip.say(words)
 
     def _patience_s(self) -> float:
-        attempt, now = self.trip.book().attempts[self.machine.number], self.trip.ledger.now()
+        lease, now = self.machine.lease, self.trip.ledger.now()
+        if not lease.prices.usd_per_hour(lease.disk_gib):
+            return LONGEST_PATIENCE_S  # one's own, which restarts
+        attempt = self.trip.book().attempts[lease.number]
         started = attempt.started_at or now
         saved = [e.at for e in self.trip.ledger.entries if e.attempt == attempt.number and e.kind == "fetched"]
         return patience_s((started - attempt.intended_at).total_seconds(), (now - max([started, *saved])).total_seconds())

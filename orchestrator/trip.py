@@ -127,7 +127,9 @@ class Trip:
         """Raise when a wait before training should end: nothing is lost yet, so any request to stop will do."""
         self.check_cap()
         if self.tools.interrupts.wanted or self.folder.stop_wanted:
-            raise Interrupted("stopped before training began")
+            again = steps_at_home(self.ledger.entries)
+            words = "stopped before training went on; what is at home is kept" if again else "stopped before training began"
+            raise Interrupted(words, hint=f"go on with: lorry resume {self.order.run}" if again else "")
 
     def check_urgent(self) -> None:
         """Raise when the machine is to go at once."""

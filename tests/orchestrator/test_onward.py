@@ -21,7 +21,7 @@ from orchestrator.progress import Progress
 from orchestrator.recovery import FRUITLESS, LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S
 from orchestrator.rent import Machine
 from orchestrator.trip import Tools, Trip
-from providers.base import Instance, InstanceStatus, SSHEndpoint
+from providers.base import Instance, InstanceStatus, Prices, SSHEndpoint
 
 BOOT_S = 240.0
 
@@ -138,6 +138,22 @@ def test_a_machine_that_falls_silent_before_it_trains_is_not_waited_for_for_long
     with pytest.raises(MachineFailed, match="has not answered"):
         world.silence(LONGEST_PATIENCE_S)
     assert BOOT_S <= world.clock.passed_s - begun <= BOOT_S + 5, "as long as it has cost so far"
+
+
+def test_a_machine_of_ones_own_costs_nothing_to_wait_for(world: World):
+    lease = world.rent()
+    lease.prices = Prices(gpu_usd_per_hour=Decimal(0))
+    world.silence(LONGEST_PATIENCE_S - 5)
+
+
+def test_who_stops_while_the_next_machine_boots_is_told_that_nothing_is_lost(world: World):
+    world.interrupts.wanted = True
+    with pytest.raises(Interrupted, match="before training began"):
+        world.trip.check_boot()
+    world.lose("o1", step=5)
+    with pytest.raises(Interrupted, match="what is at home is kept") as caught:
+        world.trip.check_boot()
+    assert f"lorry resume {world.order.run}" in caught.value.hint
 
 
 def test_when_this_computer_is_offline_itself_the_machine_is_not_blamed(world: World):
