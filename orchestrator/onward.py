@@ -7,6 +7,7 @@ the lease that held it, before anything here looks for another.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,8 +18,8 @@ from .budget import show_usd
 from .closing import judge
 from .errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
 from .market import market
-from .plan import Candidate, Plan
-from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, does_going_on_pay, patience_s, steps_at_home
+from .plan import Candidate, Load, Plan
+from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, Stretch, does_going_on_pay, patience_s, steps_at_home
 from .rent import OVER, Machine
 from .trip import Trip
 from .view import duration
@@ -26,6 +27,8 @@ from .view import duration
 ASK_S = 2.0
 LOOKS = 3
 """In a row that show a machine stopped or gone; a single one may be a replica's that lags behind, or a lie."""
+SEEK_S, SEEK_AGAIN_S = 900.0, 30.0
+"""No machine is held meanwhile. A market that has nothing for so long has nothing this evening."""
 HICCUP_S = 10.0
 """What is over sooner is not worth a line."""
 
@@ -135,10 +138,9 @@ def onward(trip: Trip, first: Plan | None = None) -> tuple[Candidate, ...]:
     again = f"go on with: lorry resume {trip.order.run}"
     if verdict.choice is Choice.END:
         raise NotWorthIt(f"{verdict.why}; the last one: {attempts[lost[-1].attempt].told}", hint=f"what came home is kept; {again}")
-    avoid = [(attempts[one.attempt].provider, attempts[one.attempt].machine_id) for one in lost]
     steady = verdict.choice is Choice.STEADY
     try:
-        plan = market(trip.order, trip.tools, load=rest, spent_usd=trip.spent_usd(), avoid=avoid, steady=steady)
+        plan = _market_in_time(trip, lost, rest, steady=steady)
     except (NoOffer, OverBudget) as err:
         if not lost:
             raise
@@ -149,6 +151,23 @@ def onward(trip: Trip, first: Plan | None = None) -> tuple[Candidate, ...]:
     if lost:
         _say_going_on(trip, plan, steps_left)
     return plan.candidates
+
+
+def _market_in_time(trip: Trip, lost: Sequence[Stretch], rest: Load, *, steady: bool) -> Plan:
+    """The market without the machines that were lost; in the middle of a run asked again for a while when it has nothing, or is down."""
+    attempts = trip.book().attempts
+    avoid = [(attempts[one.attempt].provider, attempts[one.attempt].machine_id) for one in lost]
+    until = trip.clock.monotonic_s() + (SEEK_S if lost else 0.0)
+    while True:
+        try:
+            return market(trip.order, trip.tools, load=rest, spent_usd=trip.spent_usd(), avoid=avoid, steady=steady)
+        except (NoOffer, ProviderError) as err:
+            is_passing = isinstance(err, NoOffer) or err.transient
+            if not is_passing or trip.clock.monotonic_s() >= until:
+                raise
+            trip.enter("rent", f"{err}; asked again for up to {duration(until - trip.clock.monotonic_s())}, which costs nothing")
+        trip.check_boot()
+        trip.clock.sleep(SEEK_AGAIN_S)
 
 
 def _say_going_on(trip: Trip, plan: Plan, steps_left: int) -> None:

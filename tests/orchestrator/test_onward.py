@@ -15,7 +15,7 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
-from orchestrator.onward import LOOKS, NotWorthIt, leave_behind, onward, stand_by
+from orchestrator.onward import LOOKS, SEEK_AGAIN_S, SEEK_S, NotWorthIt, leave_behind, onward, stand_by
 from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.recovery import FRUITLESS, LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S
@@ -254,7 +254,36 @@ def test_a_cap_that_does_not_cover_what_is_left_says_that_the_machine_was_lost(t
 def test_a_market_with_nothing_but_the_lost_machine_ends_it(world: World):
     world.cloud.market = [offer("o1")]
     world.lose("o1", step=50)
+    begun = world.clock.passed_s
     with pytest.raises(NoOffer, match="the machine was lost"):
+        onward(world.trip)
+    assert SEEK_S <= world.clock.passed_s - begun <= SEEK_S + SEEK_AGAIN_S, "it was asked again for a while"
+
+
+@pytest.mark.parametrize("trouble", ["nothing for rent", "a cloud that is down"])
+def test_a_market_that_has_nothing_for_a_moment_is_asked_again(world: World, trouble: str):
+    offers = world.cloud.market
+    world.lose("o1", step=50)
+    begun = world.clock.passed_s
+    if trouble == "nothing for rent":
+        world.cloud.market = []
+    else:
+        world.cloud.plot.fail_call = lambda name, _: down() if name == "offers" and world.clock.passed_s < begun + 100 else None
+
+    def back(_: float) -> None:
+        if world.clock.passed_s >= begun + 100:
+            world.cloud.market = offers
+
+    world.clock.on_sleep = back
+    assert [c.offer.id for c in onward(world.trip)] == ["o2", "o3", "o4", "o5"]
+    assert 100 <= world.clock.passed_s - begun <= 100 + SEEK_AGAIN_S
+
+
+def test_a_stop_while_the_market_is_asked_again_is_heard(world: World):
+    world.cloud.market = []
+    world.lose("o1", step=50)
+    world.interrupts.wanted = True
+    with pytest.raises(Interrupted):
         onward(world.trip)
 
 
