@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from orchestrator.budget import GIB
 from orchestrator.gpus import GPUS
-from orchestrator.inspection import ALIKE, Line, Told, cuda_of, hardware_wrong, line_wrong, read, same_card
+from orchestrator.inspection import (
+    ALIKE,
+    DISK_SLACK_BYTES,
+    TOLD_MOST_BYTES,
+    Line,
+    Told,
+    cuda_of,
+    hardware_wrong,
+    line_wrong,
+    read,
+    same_card,
+)
 from orchestrator.plan import Load, Work, estimate, vram_bytes
 from providers.base import Offer
 
@@ -68,6 +79,12 @@ def test_the_machine_that_was_offered_passes():
 )
 def test_another_one_is_told_apart_in_words(said: dict[str, Any], against: Offer, words: str):
     assert words in wrong(said, against)
+
+
+def test_the_disk_must_hold_what_is_sent_what_comes_of_it_and_the_environment():
+    need = LOAD.upload_bytes + 2 * LOAD.download_bytes + DISK_SLACK_BYTES
+    assert "of its disk are free" in wrong(RIGHT | {"disk_free_bytes": need - 1}, offer())
+    assert wrong(RIGHT | {"disk_free_bytes": need}, offer()) == ""
 
 
 def test_a_card_that_somebody_else_uses_is_refused():
@@ -160,8 +177,9 @@ def test_any_bytes_can_be_read(raw: bytes):
     assert read(raw) is None or isinstance(read(raw), Told)
 
 
-def test_an_endless_line_is_nothing():
-    assert read(b"@lorry " + b" " * 10**7 + json.dumps(RIGHT).encode()) is None
+@pytest.mark.parametrize("padding", [TOLD_MOST_BYTES, 10**7])
+def test_an_endless_line_is_nothing(padding: int):
+    assert read(b"@lorry " + b" " * padding + json.dumps(RIGHT).encode()) is None
 
 
 # --- the line --------------------------------------------------------------------------------------
