@@ -80,11 +80,11 @@ class KeyStore:
         return kept.key if kept.key is not None else _from_keyring(_name(provider, address), provider)
 
     def put(self, provider: str, address: str, key: str) -> str:
-        """Keep a key, in the place of an earlier one; returns the words for where it is now."""
+        """Keep a key, in the place of an earlier one; returns where it is now: the keyring's name, or the file."""
         name, all_kept = _name(provider, address), self._read()
         words, kept = _into_keyring(name, key), _Kept()
         if not words:
-            words, kept = f"the file {self.file}, which only you can read: there is no keyring here", _Kept(key=key)
+            words, kept = str(self.file), _Kept(key=key)
         self._write(all_kept | {name: kept})
         return words
 

@@ -21,7 +21,7 @@ from . import commands, guard
 from .clock import Clock
 from .closing import close
 from .doctor import Health
-from .errors import LorryError, MachineFailed, UsageError, outcome_of
+from .errors import LorryError, MachineFailed, NoOffer, OverBudget, UsageError, outcome_of
 from .home import RunFolder
 from .inspection import in_words
 from .keys import DEFAULT_IMAGE
@@ -108,7 +108,12 @@ def plan(name: str, cap_usd: Decimal, tools: Tools) -> Plan:
         raise UsageError(f"there is no provider {name!r}", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
     wanted = Requirements(disk_gib=DISK_GIB, min_reliability=0.9, verified_only=True)
     bad = tools.memory.bad(tools.clock.now())
-    return make_plan(LOAD, offers([name], wanted, tools), wanted, cap_usd=cap_usd, avoid=bad)
+    try:
+        return make_plan(LOAD, offers([name], wanted, tools), wanted, cap_usd=cap_usd, avoid=bad)
+    except NoOffer as err:
+        raise NoOffer(str(err), hint="run it again later, or drill another cloud") from err
+    except OverBudget as err:
+        raise OverBudget(str(err), hint=f"lorry doctor --drill {name} --budget USD") from err
 
 
 def offer_in_words(name: str, ranked: Plan) -> str:

@@ -45,6 +45,9 @@ class Proved:
     provider: str
     account: Account
     kept_in: str
+    """The keyring's name, or the file."""
+    address: str
+    """What it is kept for; it is sent nowhere else."""
     overruled_by: str
     """A variable of the environment that wins over it; empty: none."""
 
@@ -59,6 +62,7 @@ class Proved:
             "auto_pay": account.auto_pay,
             "lacks": None if account.lacks is None else list(account.lacks),
             "kept_in": self.kept_in,
+            "address": self.address,
             "overruled_by": self.overruled_by or None,
         }
 
@@ -85,8 +89,9 @@ def login(name: str, source: Source) -> Proved:
         account = Retrying(providers.with_key(name, key), sleep=SystemClock().sleep).account()
     except AuthError as err:
         raise type(err)(f"{err}; nothing was kept", hint=f"keys are made at {api_key.made_at}") from None
-    kept_in = _store().put(name, api_key.address(os.environ), key)
-    return Proved(provider=name, account=account, kept_in=kept_in, overruled_by=_overruled(api_key))
+    address = api_key.address(os.environ)
+    kept_in = _store().put(name, address, key)
+    return Proved(provider=name, account=account, kept_in=kept_in, address=address, overruled_by=_overruled(api_key))
 
 
 def logout(name: str) -> Forgotten:

@@ -55,7 +55,7 @@ COMMANDS: dict[str, Entry] = {
     "offers": Entry("plan", "List the machines for rent now.", "Money"),
     "login": Entry("account", "Prove a key of a cloud and keep it in the system's keyring.", "Setup"),
     "logout": Entry("account", "Forget the key of a cloud that is kept on this computer.", "Setup"),
-    "doctor": Entry("account", "Look for trouble before it costs: versions, keys, rights, balance, machines.", "Setup"),
+    "doctor": Entry("account", "Look for trouble before it costs: versions, keys, rights, machines.", "Setup"),
     "sandbox": Entry("sandbox", "Serve the practice cloud: real machines that cost nothing.", "Setup"),
     "help": Entry("help", "Explain a topic (config, environment, exit-codes) or a command.", "Setup"),
 }

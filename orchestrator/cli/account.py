@@ -12,7 +12,7 @@ from .common import Json, Yes
 if TYPE_CHECKING:
     from orchestrator.doctor import Check
 
-Cloud = Annotated[str, typer.Argument(metavar="PROVIDER", help="A cloud with an account: vast, runpod.", show_default=False)]
+Cloud = Annotated[str, typer.Argument(metavar="PROVIDER", help="A cloud with an account: vast, runpod or tensordock.", show_default=False)]
 
 
 def login(
@@ -41,7 +41,7 @@ def login(
     else:
         for check in checks:
             console.check(check.health, "", check.said, check.hint)
-        console.out(f"the key is kept in {proved.kept_in}")
+        console.out(f"the key is kept in {proved.kept_in}, and is sent to nobody but {proved.address.replace(' ', ' and ')}")
     if proved.overruled_by:
         console.warn(f"{proved.overruled_by} is set in this environment and wins over the kept key")
     return 0
@@ -83,7 +83,7 @@ def doctor(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Look for trouble before it costs: versions, keys, rights, balance, machines.
+    """Look for trouble before it costs: versions, keys, rights, machines.
 
     Asks every cloud for which there is a key. With --drill it rents the cheapest machine that fits, waits for a login, and lets the
     machine's own guard end it while this computer only watches: the proof that a forgotten machine stops billing. The price is shown

@@ -39,14 +39,20 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
 
 
 def offers(  # noqa: PLR0917  options, each with its name
-    provider: Providers = None,
-    gpu: Annotated[list[str] | None, typer.Option("--gpu", help="Only this card, as in 4090; may be repeated.", show_default=False)] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", metavar="NAME", help="Ask this cloud only; may be repeated.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", metavar="CARD", help="Only this card, as in 4090; may be repeated.", show_default=False)
+    ] = None,
     max_usd_per_hour: Annotated[str | None, typer.Option(metavar="USD", help="Nothing dearer, disk included.", show_default=False)] = None,
-    region: Annotated[list[str] | None, typer.Option(help="Only this country, as in SE; may be repeated.", show_default=False)] = None,
-    min_vram_gib: Annotated[float, typer.Option(min=0, help="Video memory at least.")] = 0.0,
-    disk_gib: Annotated[int, typer.Option(min=1, help="The disk that is in the price.")] = 40,
+    region: Annotated[
+        list[str] | None, typer.Option(metavar="CC", help="Only this country, as in SE; may be repeated.", show_default=False)
+    ] = None,
+    min_vram_gib: Annotated[float, typer.Option(min=0, metavar="GIB", help="Video memory at least.")] = 0.0,
+    disk_gib: Annotated[int, typer.Option(min=1, metavar="GIB", help="The disk that is in the price.")] = 40,
     interruptible: Annotated[bool, typer.Option("--interruptible", help="Also machines that may be taken away: bids, spot.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="Lines of the table.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, metavar="LINES", help="Lines of the table.")] = 30,
     forget: Annotated[
         str | None, typer.Option(metavar="MACHINE", help="Try a machine again that failed, or all of them: `all`.", show_default=False)
     ] = None,
