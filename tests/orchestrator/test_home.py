@@ -140,6 +140,19 @@ def test_a_driver_that_was_killed_holds_nothing(home: Home):
         pass
 
 
+def test_two_that_only_look_do_not_take_each_other_for_drivers(home: Home):
+    folder = home.new_run("x")
+    with folder.driving():
+        pass
+    seen: list[bool] = []
+    looks = [threading.Thread(target=lambda: seen.extend(RunFolder(folder.path).is_driven for _ in range(500))) for _ in range(4)]
+    for look in looks:
+        look.start()
+    for look in looks:
+        look.join()
+    assert seen == [False] * 2000
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

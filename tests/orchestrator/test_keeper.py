@@ -152,6 +152,7 @@ def closing(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, tmp_path: Path) 
         "with folder.driving():\n"
         "    ledger = folder.ledger(SystemClock())\n"
         "    ledger.record('gone', attempt=1)\n"
+        "    ledger.record('gone', attempt=2)\n"
         "    ledger.record('closed', exit_code=0)\n"
         "print('ATTACHED', sys.argv[1:], os.environ.get('LORRY_KEEPER'), os.environ.get('LORRY_CRASH_AT'))\n"
     )
@@ -180,6 +181,17 @@ def test_a_keeper_sleeps_while_its_lorry_lives_and_takes_the_run_up_when_it_is_k
         "no keeper of its own, and it does not die where the first one was told to"
     )
     assert "taking it up" in log
+
+
+def test_a_keeper_waits_for_its_lorry_to_begin(folder: RunFolder, closing: Path, clock: FakeClock):
+    """`lorry resume` opens a closed book again, but not before it has asked the market."""
+    close(folder, clock)
+    with kept(folder):
+        eventually(lambda: folder.read("keeper.json"), "a keeper")
+        with folder.driving():
+            folder.ledger(clock).record(Signal.INTENT, attempt=2, **LEASE)
+    eventually(lambda: "ATTACHED" in closing.read_text(), "the next lorry", 20)
+    eventually(lambda: not folder.is_kept, "the keeper's end", 20)
 
 
 def test_a_lorry_that_comes_to_the_end_is_followed_by_its_keeper(folder: RunFolder, closing: Path, clock: FakeClock):
