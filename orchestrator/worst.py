@@ -8,7 +8,7 @@ from decimal import Decimal
 from providers.base import Account, Offer, Provider
 from providers.errors import ProviderError
 
-from .budget import CENT, rounded_up, time_usd
+from .budget import CENT, rounded_up, show_usd, time_usd
 from .errors import NoOffer
 from .lease import PATIENCE_S
 from .plan import Candidate
@@ -25,7 +25,7 @@ def worst_case(best: Candidate, disk_gib: int, cap_usd: Decimal, account: Accoun
     if prices.usd_per_hour(disk_gib) <= 0:
         return []
     over = max(rounded_up(time_usd(prices, disk_gib, OVER_S)), CENT)
-    more = f"${cap_usd:.2f}, the cap, and ${over} for up to {OVER_S / 60:.0f} minutes more until the machine is seen to be gone"
+    more = f"{show_usd(cap_usd)}, the cap, and ${over} for up to {OVER_S / 60:.0f} minutes more until the machine is seen to be gone"
     return [
         f"at worst you pay {more}, while this computer, the machine itself, or `lorry reap` on any other can reach {where}",
         f"if none of them can: {_prepaid(account, where)}",

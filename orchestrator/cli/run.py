@@ -165,6 +165,7 @@ def _asked(folder: RunFolder) -> tuple[str, str]:
 def _confirm(ready: Ready, tools: Tools, *, yes: bool, json: bool) -> None:
     """Show what it will cost, also at worst, and ask. Without a terminal only `-y` is an answer."""
     from orchestrator import console
+    from orchestrator.budget import show_usd
     from orchestrator.errors import Interrupted, UsageError
     from orchestrator.report.plan import show_plan
     from orchestrator.worst import account_of, worst_case
@@ -178,7 +179,7 @@ def _confirm(ready: Ready, tools: Tools, *, yes: bool, json: bool) -> None:
         return
     if json or not console.is_terminal():
         raise UsageError("nobody is there to confirm the price", hint="say yes beforehand with -y; `lorry plan` shows the price")
-    if not console.ask(f"rent the first of these, for at most ${ready.cap_usd} in all?"):
+    if not console.ask(f"rent the first of these, for at most {show_usd(ready.cap_usd)} in all?"):
         raise Interrupted("not confirmed; nothing was rented")
 
 

@@ -42,7 +42,7 @@ def test_a_killed_lorry_is_followed_by_its_keeper_with_nobody_typing_anything(po
     (folder,) = (lorry.home / "runs").iterdir()
     run = folder.name
     if point in BEFORE_THE_BOOK:
-        poll(lambda: not lives(keeper_of(lorry, run)), what="the keeper's end", timeout_s=30)
+        poll(lambda: (lorry.at(run) / "keeper.json").exists() and not lives(keeper_of(lorry, run)), what="the keeper's end", timeout_s=30)
         assert lorry.cloud.machines(run) == []
         return
     until_closed(lorry, run)
@@ -77,6 +77,7 @@ def test_when_the_keeper_is_killed_too_the_next_command_finds_and_finishes_the_r
     driver = lorry.start("run", str(quick), "-y", **KEEPER)
     poll(lambda: lorry.runs and "launched" in lorry.kinds(lorry.run), what="a machine")
     run = lorry.run
+    poll((lorry.at(run) / "keeper.json").exists, what="a keeper", timeout_s=30)
     os.kill(keeper_of(lorry, run), signal.SIGKILL)
     driver.kill()
     told = lorry("ps")  # without a keeper, as scripts have it: it is said, and the exit code says it too
