@@ -48,10 +48,10 @@ def happen(market: Market, happening: Happening) -> None:
 
     outbid: somebody bids more than the machine's tenant. floor: the least bid for `offer` is now this. price: the machine's GPU costs
     this from now on. announce: its host asks for this price. offer_price: the offer costs this from now on. offline, online: its host is
-    off the net, and back. expire: its contract ends now. stuck: it boots for ever. exit: its init ends. ports_late: addresses come so
-    many seconds after `running`, from now on. limits: rate limits are so many times as strict as documented; 0 ends them. card: machines
-    rented from `offer` from now on have this card, whatever is offered; without an offer, the next machine that is rented. line: theirs
-    lets `scale` bytes a second through each way.
+    off the net, and back. expire: its contract ends now. stuck: it, or the next one that is rented, boots for ever. exit: its init ends.
+    ports_late: addresses come so many seconds after `running`, from now on. limits: rate limits are so many times as strict as
+    documented; 0 ends them. card: machines rented from `offer` from now on have this card, whatever is offered; without an offer, the
+    next machine that is rented. line: theirs lets `scale` bytes a second through each way.
     """
     if happening.what == "limits":
         market.limits.scale = happening.scale
@@ -67,6 +67,8 @@ def happen(market: Market, happening: Happening) -> None:
         market.state.cards[happening.offer] = happening.card
     elif happening.what == "line":
         market.state.lines[happening.offer] = happening.scale
+    elif happening.what == "stuck" and not happening.machine:
+        market.state.stuck_next = True
     else:
         _to_machine(market, happening, _rental(market, happening.machine))
     market.tick()

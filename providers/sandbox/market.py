@@ -135,6 +135,8 @@ class State:
     """Offer -> the card that its machine really has; "" is whichever is rented next."""
     lines: dict[str, float] = field(default_factory=dict)
     """Offer -> bytes a second, each way, that its machine's line lets through; "" likewise."""
+    stuck_next: bool = False
+    """The next machine that is rented boots for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +258,9 @@ class Market:
             stopped_usd_per_hour=stopped_usd_per_hour,
             terms=terms,
             gpu_waits=terms.gpu_from_running,
+            stuck=self.state.stuck_next,
         )
+        self.state.stuck_next = False
         if terms.bid_usd_per_hour is not None and terms.bid_usd_per_hour < self.floor_usd_per_hour(offer_id):
             rental = replace(rental, exited_at=rental.created_at, out=Out.BID, gpu_waits=True, status_text=str(Out.BID))
         theirs = env(rental) if callable(env) else env

@@ -433,6 +433,48 @@ def test_the_script_can_be_set_from_another_process_with_the_admin_key_only(serv
     assert calls == {"calls": {"plain.account": 1}}
 
 
+LISTINGS = {
+    "plain.list": ("/v1/instances", "api_key"),
+    "vast.list": ("/api/v1/instances/", "vast_api_key"),
+    "runpod.list": ("/runpod/v2/pods", "runpod_api_key"),
+    "runpod.graphql": ("/runpod/graphql", "runpod_api_key"),
+    "tensordock.list": ("/tensordock/v2/instances", "tensordock_api_key"),
+}
+
+
+@pytest.mark.parametrize("endpoint", LISTINGS)
+def test_every_kind_of_fault_works_at_every_face(server: Server, endpoint: str) -> None:
+    """From outside, by the script's own words; and only at the call that was named."""
+    told = server.descriptor.document()
+    path, key = LISTINGS[endpoint]
+
+    def script(**fault: Any) -> None:
+        put = httpx.put(
+            f"{told['url']}/sandbox/faults", json=[fault | {"endpoint": endpoint, "call": 2}],
+            headers={"Authorization": f"Bearer {told['admin_key']}"}, trust_env=False,
+        )  # fmt: skip
+        assert put.status_code == 200
+        assert ask().status_code == 200
+
+    def ask() -> httpx.Response:
+        method, body = ("POST", {"query": "{ myself { id } }"}) if endpoint == "runpod.graphql" else ("GET", None)
+        return httpx.request(method, f"{told['url']}{path}", json=body, headers={"Authorization": f"Bearer {told[key]}"}, trust_env=False)
+
+    script(status=503, body="<html>", retry_after="9")
+    answer = ask()
+    assert (answer.status_code, answer.text, answer.headers["Retry-After"]) == (503, "<html>", "9")
+    script(delay_s=0.2)
+    begun = time.monotonic()
+    ask()
+    assert time.monotonic() - begun >= 0.2
+    for cut in ({"drop": "before"}, {"drop": "after"}, {"truncate": 3}, {"late_s": 0.01}):
+        script(**cut)
+        with pytest.raises(httpx.TransportError):
+            ask()
+    script(stale=True)
+    assert ask().status_code == ask().status_code == 200
+
+
 def test_two_clients_that_want_one_offer_get_one_machine(server: Server, ssh_key: Path) -> None:
     key = ssh_key.with_suffix(".pub").read_text().strip()
     outcomes: list[object] = []

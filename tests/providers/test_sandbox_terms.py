@@ -178,6 +178,14 @@ def test_a_happening_that_lacks_something_changes_nothing(world: World) -> None:
         happen(world.market, Happening(what="outbid", machine=me))
 
 
+def test_the_next_machine_can_be_told_to_boot_for_ever_before_it_is_rented(world: World) -> None:
+    happen(world.market, Happening(what="stuck"))
+    first = world.market.create(ACCOUNT, OFFER, world.spec())
+    assert first.stuck
+    world.market.destroy(ACCOUNT.name, first.id)
+    assert not world.market.create(ACCOUNT, OFFER, world.spec()).stuck
+
+
 def test_limits_count_by_endpoint_and_customer() -> None:
     now = 0.0
     limits = Limits(monotonic_s=lambda: now)
