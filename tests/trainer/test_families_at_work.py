@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests import tiny
+from trainer.families.model import Model
 from trainer.jobs import Place
 from trainer.protocol import FAMILIES, AnyEvent, Committed, Ended, JobSpec, Step, Warned
 from trainer.together import run_jobs
@@ -27,6 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in FAMILIES:
         getattr(tiny, name)(root / name)
     tiny.pictures(root / "data", count=5, sizes=((64, 64), (64, 96)))
+    tiny.pictures(root / "others", count=2, sizes=((96, 64),))
     return root
 
 
@@ -73,6 +75,7 @@ def only(events: Sequence[AnyEvent], kind: type[AnyEvent]) -> list[Any]:
     return [e for e in events if isinstance(e, kind)]
 
 
+WORDS: list[dict[str, Any]] = [{}, {"text_encoder_lr": 1e-3}]
 WHOLE = {
     "name": "lisa",
     "steps": 4,
@@ -106,7 +109,25 @@ def test_a_job_with_everything_ends_well(train: Train, home: Path, family: str) 
     assert all(any(key.startswith(prefix) for key in keys) for prefix in prefixes)
 
 
-@pytest.mark.parametrize("words", [{}, {"text_encoder_lr": 1e-3}])
+def test_the_device_belongs_to_the_encoders_first_and_then_to_what_trains(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large denoiser beside large encoders would need a larger card than the training."""
+    order: list[str] = []
+    for name in ("encode_pixels", "encode_text", "place_denoiser", "predict"):
+        plain = getattr(Model, name)
+
+        def noted(self: Model, *args: Any, _name: str = name, _plain: Any = plain) -> Any:
+            order.append(_name)
+            return _plain(self, *args)
+
+        monkeypatch.setattr(Model, name, noted)
+    train([{"name": "order", "steps": 2, "dataset": "others"}], "order")
+    first = order.index("place_denoiser")
+    assert "encode_text" in order[:first]
+    assert set(order[first:-1]) == {"place_denoiser", "predict"}
+    assert order[-1] == "place_denoiser", "put away at the end"
+
+
+@pytest.mark.parametrize("words", WORDS)
 def test_stopped_and_gone_on_is_undisturbed_bit_for_bit(words: dict[str, Any], train: Train, home: Path) -> None:
     job = {"name": "lisa", "steps": 6, "flip": True, **words}
     where = f"resume{len(words)}"

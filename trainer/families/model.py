@@ -83,9 +83,7 @@ class Model:
             values = _SAMPLE if part == self.denoiser else None if part == "vae" else _LARGE_SAMPLE
             self._identities[part] = _hash_of(self.parts[part], values)
             self.parts[part].requires_grad_(requires_grad=False).eval()
-        self.parts[self.denoiser].to(self.device, self.dtype)
-        if self.device.type == "cuda":
-            self.parts[self.denoiser].to(memory_format=torch.channels_last)
+        self.parts[self.denoiser].to(self.dtype)
 
     @property
     def denoiser(self) -> str:
@@ -112,14 +110,24 @@ class Model:
         return [target for part in parts for target in self.family.targets(self, part, preset)]
 
     def prepare(self, targets: Sequence[Target], *, checkpointing: bool) -> None:
-        """Attach the bank, and put on the device what trains."""
+        """Attach the bank, and put on the device what trains. With no targets the model is put away.
+
+        The denoiser is there only from here on: while pictures and texts are encoded, the device belongs to the encoders.
+        """
         self.bank.detach()
         trained = sorted({t.part for t in targets})
+        self.place_denoiser(self.device if trained else torch.device("cpu"))
         for part in trained:
             self.bank.attach(part, self.parts[part], [t for t in targets if t.part == part])
             self.parts[part].to(self.device, self.dtype)
         for part in self.family.parts:
             _checkpointing(self.parts[part], on=checkpointing and part in (*trained, self.denoiser))
+
+    def place_denoiser(self, device: torch.device) -> None:
+        """Bring it to a device, in the memory layout that its kernels like there."""
+        denoiser = self.parts[self.denoiser].to(device)
+        if device.type == "cuda":
+            denoiser.to(memory_format=torch.channels_last)
 
     def latent_address(self) -> str:
         """What a latent depends on besides the picture."""
@@ -177,6 +185,7 @@ class Model:
         from diffusers.image_processor import VaeImageProcessor
 
         both = [{name: value[None].to(self.device) for name, value in one.items()} for one in (condition, negative)]
+        self.place_denoiser(self.device)
         self.parts["vae"].to(self.device)  # where a pipeline finds its first module, there it puts its latents
         with torch.no_grad(), self.bank.use([adapter] if adapter else [], self.dtype):
             latents = self.family.sample(self, both[0], both[1], drawing)
