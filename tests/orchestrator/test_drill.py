@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from orchestrator.rent import Machine
 from orchestrator.run import go_on
 from orchestrator.shell import Shell
 from orchestrator.trip import Tools, Trip
-from providers.base import Offer, Prices, Requirements
+from providers.base import InstanceStatus, Offer, Prices, Requirements
 
 BEAT = f"{guard.FOLDER}/guard.json"
 
@@ -81,6 +82,14 @@ def test_a_guard_that_does_nothing_is_found_out_in_bounded_time(trip: Trip, clou
     assert cloud.clock.passed_s <= drill.LEFT_S + drill.GUARD_S + drill.LOOK_S
     assert "do not leave machines of this cloud alone" in caught.value.hint
     assert "terminate" not in cloud.calls, "the one who holds the lease ends it"
+
+
+def test_a_machine_that_only_stopped_is_not_gone(trip: Trip, cloud: FakeCloud, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk bills on."""
+    alive = cloud.describe
+    monkeypatch.setattr(cloud, "describe", lambda instance_id: replace(alive(instance_id), status=InstanceStatus.STOPPED))
+    with pytest.raises(MachineFailed, match="stopped"):
+        drill._ended_by_guard(trip, machine)
 
 
 def test_a_cloud_that_is_silent_for_a_while_is_asked_again(trip: Trip, cloud: FakeCloud, machine: Machine) -> None:

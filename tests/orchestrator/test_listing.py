@@ -76,6 +76,8 @@ def test_one_clouds_trouble_is_told_and_hides_nothing_and_all_in_trouble_is_an_e
     found = listing(["a", "b"], WANTED, tools(a=[offer("o1")], b=Unavailable("b is down")), missing={"c": "no key"})
     assert [one.id for one in found.offers] == ["o1"]
     assert found.missing == {"b": "b is down", "c": "no key"}
+    nothing = listing(["a", "b"], WANTED, tools(a=[], b=Unavailable("b is down")), missing={})
+    assert (nothing.offers, nothing.missing) == ((), {"b": "b is down"}), "somebody has answered: nothing is for rent there"
     with pytest.raises(Unavailable, match="b is down"):
         listing(["b"], WANTED, tools(b=Unavailable("b is down")), missing={})
     with pytest.raises(NoKey):
