@@ -273,3 +273,21 @@ def test_the_look_imports_no_cloud_where_nothing_is_lost(place: Home, clock: Fak
 
 def test_every_command_that_is_exempt_exists():
     assert cli.COMMANDS.keys() >= cli.LOOKS_AT_NO_RUN | cli.ACTS_ON_A_RUN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "reaping"),
+    [
+        (["ps"], [], False),
+        (["reap", "--yes"], [], True),
+        (["reap", "--yes", "--expired"], [], False),  # the timer: it gives lost runs of this computer their keepers
+        (["down", "autumn", "--json"], ["autumn"], False),
+        (["logs", "autumn"], [], False),
+    ],
+)
+def test_each_command_looks_as_it_should(arguments: list[str], named: list[str], reaping: bool, monkeypatch: pytest.MonkeyPatch):
+    looked: list[dict[str, object]] = []
+    monkeypatch.setattr(Watch, "first", lambda _, **how: looked.append(how))
+    monkeypatch.setattr(cli, "_answered", lambda _: 3)
+    assert main(arguments) == 3
+    assert looked == [{"named": named, "reaping": reaping}]
