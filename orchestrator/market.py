@@ -14,6 +14,7 @@ from .order import Order
 from .plan import Load, Plan, make_plan
 from .reasons import why_first
 from .trip import Tools
+from .worst import guardable
 
 ENOUGH_OFFERS = 8
 """Kept in plan.json; more is no help to a reader."""
@@ -27,8 +28,10 @@ def market(
     `avoid`: machines that this run has lost. `steady`: only what nobody can outbid.
     """
     wanted = replace(order.requirements, interruptible=order.requirements.interruptible and not steady)
+    found = offers(order.providers, wanted, tools)
+    found = found if order.unguarded else guardable(found, tools)
     bad = {*tools.memory.bad(tools.clock.now()), *avoid}
-    return make_plan(load, offers(order.providers, wanted, tools), wanted, cap_usd=order.cap_usd, spent_usd=spent_usd, avoid=bad)
+    return make_plan(load, found, wanted, cap_usd=order.cap_usd, spent_usd=spent_usd, avoid=bad)
 
 
 def offers(names: Iterable[str], wanted: Requirements, tools: Tools) -> list[Offer]:

@@ -53,10 +53,19 @@ def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None,
     bad = tools.memory.bad(tools.clock.now())
     plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     if wanted.interruptible and not all(job.saves for job in jobs):
-        jobs = saving_often(jobs, work, plan.best.offer)
+        jobs = _saving_often(jobs, work, plan, tools)
         work = load_of(jobs)
         plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap)
+
+
+def _saving_often(jobs: Sequence[CheckedJob], work: Load, plan: Plan, tools: Tools) -> list[CheckedJob]:
+    often = saving_often(jobs, work, plan.best.offer)
+    every = ", ".join(
+        f"{now.name} every {now.config.save_every_steps} steps" for now, before in zip(often, jobs, strict=True) if not before.saves
+    )
+    tools.view.say(f"machines may be taken away, so checkpoints are made unasked: {every}; save_every_steps says otherwise")
+    return often
 
 
 def with_providers(config: RunConfig, names: Sequence[str]) -> RunConfig:

@@ -51,7 +51,7 @@ class World:
         self.clock = FakeClock()
         self.cloud = Cloud(self.clock)
         self.folder = RunFolder(path)
-        self.order = an_order(self.folder, **order)  # type: ignore[arg-type]
+        self.order = an_order(self.folder, **{"unguarded": True} | order)  # type: ignore[arg-type]
         self.view = SilentView()
         self.interrupts = SimpleNamespace(wanted=False, urgent=False, check_urgent=lambda: None)
         self.ledger = Ledger(path / "ledger.jsonl", self.clock)
@@ -216,6 +216,13 @@ def test_the_next_machine_is_another_for_what_is_left_and_within_the_same_cap(wo
     (line,) = [line for line in world.view.said if line.startswith("going on")]
     assert line.startswith("going on from step 90 of 100 on another machine: $0.0")
     assert " of $5.00 is spent, what is left is estimated at $" in line
+
+
+def test_later_machines_must_be_able_to_end_themselves_too(tmp_path: Path):
+    world = World(tmp_path / "runs" / "autumn-1", unguarded=False)
+    world.lose("o1", step=90)
+    with pytest.raises(NoOffer, match="cannot end themselves"):
+        onward(world.trip)
 
 
 def test_machines_that_bring_nothing_end_it_and_say_so(world: World):

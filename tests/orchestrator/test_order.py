@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from fakes import an_order, offer, safetensors
+from fakes import FakeClock, FakeCloud, SilentView, an_order, offer, safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +20,7 @@ from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
 from orchestrator.families import COSTS
 from orchestrator.home import Home, RunFolder
+from orchestrator.interrupts import Interrupts
 from orchestrator.order import (
     CheckedJob,
     Order,
@@ -32,7 +33,9 @@ from orchestrator.order import (
     write_order,
 )
 from orchestrator.plan import Load, disk_gib, step_seconds
+from orchestrator.prepare import prepare
 from orchestrator.recovery import SAVE_PAUSE_S, checkpoint_every_s
+from orchestrator.trip import Tools
 from providers.base import Prices
 from trainer.protocol import JobSpec
 
@@ -269,3 +272,19 @@ def test_machines_that_may_be_taken_away_save_as_often_as_wastes_least(desk: Des
     dear = replace(free, download_usd_per_gib=Decimal(1))
     assert steps(prices=free) <= usual < steps(prices=dear)
     assert steps(prices=free) == round(checkpoint_every_s(SAVE_PAUSE_S) / step_seconds(load.jobs[0], "RTX 4090", 1.0))
+
+
+def test_a_plan_with_interruptible_machines_counts_the_saves_that_it_adds_and_says_so(tmp_path: Path):
+    desk = Desk(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+    file, view = tmp_path / "lorry.toml", SilentView()
+    file.write_text(file.read_text().replace("[machine]", "[machine]\ninterruptible = true").replace("epochs = 3", "epochs = 30000"))
+    cloud = FakeCloud(FakeClock(), offers=[offer(interruptible=True)])
+    tools = Tools(clock=cloud.clock, view=view, interrupts=Interrupts(), provider=lambda _: cloud)  # type: ignore[arg-type, return-value]
+    ready = prepare(file, tools, providers=None, budget="50", unguarded=True)
+    lisa, forest = ready.jobs
+    assert lisa.config.save_every_steps == desk.jobs[0].config.save_every_steps, "the file's own interval stands"
+    every = forest.config.save_every_steps
+    assert every
+    assert ready.load.jobs[1].saves == 1 + ready.load.jobs[1].steps // every > 2
+    assert ready.plan.load == ready.load
+    assert any(f"forest every {every} steps" in line and "lisa" not in line for line in view.said)

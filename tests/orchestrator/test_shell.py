@@ -257,6 +257,26 @@ def test_a_cut_line_is_no_answer(far: Shell, line: Proxy, host: Host):
     assert far.check(["sh", "-c", "test -e go && echo done || { touch go; sleep 30; }"], timeout_s=60) == b"done\n"
 
 
+def test_whoever_waits_is_told_for_how_long_and_when_it_is_over(far: Shell, line: Proxy):
+    told: list[float] = []
+    back: list[float] = []
+
+    def waiting() -> None:
+        told.append(far.down_s)
+        if len(told) > 1:
+            line.refusing = False
+
+    far.patience_s = 60.0
+    far.give_up, far.came_back = waiting, lambda: back.append(far.down_s)
+    assert far.check(["echo", "1"]) == b"1\n"
+    assert (told, back, far.down_s) == ([], [], 0.0), "nothing was silent"
+    line.refusing = True
+    line.cut()
+    assert far.check(["echo", "2"]) == b"2\n"
+    assert told[0] == 0.0 < told[1]
+    assert back == [0.0]
+
+
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(60_000, 400_000))
 def test_a_fetch_cut_at_any_byte_over_and_over_ends_with_the_right_bytes(host: Host, tmp_path: Path, cut: int):
