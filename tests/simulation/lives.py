@@ -19,7 +19,7 @@ from .cloud import LATE_S
 from .disk import Name
 from .effects import Crash, Endless
 from .machine import LAG_S, NEVER_S
-from .standins import KEPT, ORDER, PLAN, RUN, SimFolder
+from .standins import KEPT, ORDERS, PLAN, RUN, SimFolder
 from .work import JOB
 from .world import World
 
@@ -151,8 +151,8 @@ def _command(story: Story, folder: SimFolder, name: str) -> None:
 
 def _run(folder: SimFolder, tools: Tools) -> tuple[int, str]:
     folder.path.disk.files[f"{folder.path.full}/order.json"] = f'{{"jobs":[{{"name":"{JOB}"}}]}}'.encode()
-    plan = PLAN
-    return _of(run.run(ORDER, plan, folder, tools))
+    order = ORDERS[folder.path.disk.world.weather.starts_two]
+    return _of(run.run(order, PLAN, folder, tools))
 
 
 def _of(receipt: dict[str, Any]) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -149,11 +150,9 @@ class Machine:
         """What its guard has told last."""
         if self.guard is None:
             return None
-        now, serial = self.world.time_s, self.guard["serial"]
-        proven, left = str(self.guard["proven"]).lower(), self.guard_until_s - now
-        return (
-            f'{{"beat":{int(now)},"proven":{proven},"left":{left:.0f},"why":"","serial":{"null" if serial is None else serial}}}'.encode()
-        )
+        now, told = self.world.time_s, self.guard
+        beat = {"beat": int(now), "proven": told["proven"], "left": self.guard_until_s - now, "why": "", "serial": told["serial"]}
+        return json.dumps(beat | {"started": self.from_s, "now": now}).encode()
 
     @property
     def is_guarded(self) -> bool:

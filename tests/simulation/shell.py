@@ -91,7 +91,7 @@ class SimShell:
         del size
         self._reach()
         machine, world = self.machine, self.world
-        data = machine.work.files.get(path.partition("/run/")[2]) if machine.work is not None else None
+        data = machine.work.files.get(path.split("/", 2)[2]) if machine.work is not None else None
         if data is None:
             raise CommandFailed("no such file")
         if world.weather.poor_machines and world.rng.random() < 0.1:

@@ -6,7 +6,7 @@ Renting, guarding, watching, fetching, going on elsewhere, releasing, searching,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,7 +17,8 @@ from orchestrator.errors import NoOffer, OverBudget
 from orchestrator.inspecting import Unfit
 from orchestrator.ledger import Book
 from orchestrator.lifecycle import Phase, Signal
-from orchestrator.plan import Load, Work
+from orchestrator.order import Order
+from orchestrator.plan import Load, Plan, Work, make_plan
 from orchestrator.trip import Tools
 from providers.base import Offer, Requirements
 
@@ -29,27 +30,6 @@ from .work import JOB, STEPS
 
 RUN = "autumn-landscapes-3f2a91"
 CAP_USD = Decimal("1.00")
-ESTIMATE = SimpleNamespace(usd={"p10": Decimal("0.02"), "p50": Decimal("0.05"), "p90": Decimal("0.10")})
-
-
-def _candidate(number: int) -> Any:
-    """As much of a `Candidate` as renting reads."""
-    offer = Offer(
-        provider="fake",
-        id=f"o{number}",
-        machine_id=f"m{number}",
-        gpu_name=f"GPU {number}",
-        vram_gib=24.0,
-        prices=RATE,
-        disk_gib=500,
-    )
-    return SimpleNamespace(offer=offer, estimate=ESTIMATE, expected_usd=ESTIMATE.usd["p50"])
-
-
-CANDIDATES = tuple(map(_candidate, range(4)))
-PLAN = SimpleNamespace(candidates=CANDIDATES, best=CANDIDATES[0])
-
-
 WORK = Work(
     name=JOB,
     steps=STEPS,
@@ -66,25 +46,45 @@ WORK = Work(
 LOAD = Load(jobs=(WORK,), upload_bytes=0, hub_bytes=0, base_scale=1.0, download_bytes=0)
 
 
-@dataclass(frozen=True, slots=True)
-class SimOrder:
-    """As much of an `Order` as renting and budgeting read."""
-
-    run: str = RUN
-    providers: tuple[str, ...] = ("fake",)
-    requirements: Requirements = field(default=Requirements(disk_gib=DISK_GIB))
-    cap_usd: Decimal = CAP_USD
-    max_hours: float | None = None
-    image: str = "img"
-    boot_timeout_s: float = 60.0
-    load: Load = LOAD
-    jobs: tuple[str, ...] = (JOB,)
-    job_names: tuple[str, ...] = (JOB,)
-    root: str = "lorry/run"
-    unguarded: bool = False
+def _offer(number: int) -> Offer:
+    return Offer(
+        provider="fake",
+        id=f"o{number}",
+        machine_id=f"m{number}",
+        gpu_name=f"GPU {number}",
+        vram_gib=24.0,
+        prices=RATE,
+        disk_gib=500,
+        down_mbit_s=1000.0,
+        up_mbit_s=1000.0,
+    )
 
 
-ORDER = SimOrder()
+PLAN = make_plan(LOAD, [_offer(n) for n in range(4)], Requirements(disk_gib=DISK_GIB), cap_usd=CAP_USD)
+
+
+def _order(*, start_two: bool) -> Order:
+    """The real one, with jobs of which only the name is read."""
+    return Order.model_construct(
+        run=RUN,
+        providers=("fake",),
+        requirements=Requirements(disk_gib=DISK_GIB),
+        cap_usd=CAP_USD,
+        max_hours=None,
+        image="img",
+        boot_timeout_s=60.0,
+        start_two=start_two,
+        jobs=(SimpleNamespace(name=JOB),),
+        items=(),
+        load=LOAD,
+    )
+
+
+ORDERS = {start_two: _order(start_two=start_two) for start_two in (False, True)}
+
+
+def _read_order(folder: SimFolder) -> Order:
+    return ORDERS[folder.path.disk.world.weather.starts_two]
 
 
 class SimFolder(home.RunFolder):
@@ -123,7 +123,7 @@ def install() -> None:
     for module in (run, closing, outside):
         module.account = _account
     for module in (run, outside):
-        module.read_order = lambda _: ORDER
+        module.read_order = _read_order
     run.plan_document = lambda _: {}
     rent.inspected = _inspected
     onward.market = _market
@@ -157,15 +157,15 @@ def _keys(path: Name) -> Any:
     return keys
 
 
-def _market(order: SimOrder, tools: Tools, *, spent_usd: Decimal, avoid: Any = (), **_: Any) -> Any:
+def _market(order: Order, tools: Tools, *, spent_usd: Decimal, avoid: Any = (), **_: Any) -> Plan:
     """As the real one: without machines that failed, and none when too little of the cap is left."""
-    if order.cap_usd - spent_usd < ESTIMATE.usd["p90"]:
+    if order.cap_usd - spent_usd < PLAN.best.estimate.usd["p90"]:
         raise OverBudget("no offer fits what is left of the cap")
     bad = {machine_id for _, machine_id in tools.memory.bad(tools.clock.now())}
-    found = tuple(c for c in CANDIDATES if c.offer.machine_id not in {*avoid, *bad})
+    found = tuple(c for c in PLAN.candidates if c.offer.machine_id not in {*avoid, *bad})
     if not found:
         raise NoOffer("no machine is for rent now")
-    return SimpleNamespace(candidates=found, best=found[0])
+    return replace(PLAN, candidates=found)
 
 
 def _inspected(trip: Any, machine: Any, offer: Offer) -> None:

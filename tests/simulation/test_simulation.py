@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from providers.base import Offer
-
 from .__main__ import Sum, summary
 from .checker import PROMISES, faults
 from .disk import Disk, Name, SimOs
@@ -21,7 +19,7 @@ from .kinds import missing
 from .lives import live
 from .machine import Machine
 from .rules import ROOT, RULES
-from .standins import CANDIDATES, install
+from .standins import PLAN, install
 from .world import World
 
 SEEDS = int(os.environ.get("LORRY_SEEDS", "100000"))
@@ -88,8 +86,7 @@ def test_the_checker_sees_what_it_is_there_to_see():
     world.cloud.asked += ["a", "a"]
     world.said.append((5.0, "GPU 9 at fake: destroyed, and seen to be gone"))
     world.said.append((6.0, "one: checkpoint of step 400 is home"))
-    offer: Offer = CANDIDATES[0].offer
-    unknown = Machine(world, 9, offer, "a", "a", 0.0)
+    unknown = Machine(world, 9, PLAN.best.offer, "a", "a", 0.0)
     unknown.gpu, unknown.asked_s = "GPU 9", 0.0
     world.cloud.machines.append(unknown)
     story.lost = False

@@ -41,6 +41,8 @@ class Weather:
     """Machines of this cloud can end themselves."""
     poor_machines: bool
     """They do not boot, cost more than their offer, are outbid or lost, hang, send damaged files."""
+    starts_two: bool
+    """The user wants two machines started, and the quicker one kept."""
     line: float
     """Share of uses of a machine's line that find it cut for some seconds."""
     down_for_good: frozenset[str] = frozenset()
@@ -69,6 +71,7 @@ class Weather:
             deaf=chance() < 0.3,
             guarded=chance() < 0.5,
             poor_machines=chance() < 0.4,
+            starts_two=chance() < 0.15,
             line=rng.choice((0.0, 0.0, 0.02, 0.1)),
         )
         if chance() < 0.05:
