@@ -22,6 +22,7 @@ from orchestrator.plan import make_plan
 from orchestrator.report.log import told
 from orchestrator.report.page import write_page
 from orchestrator.report.receipt import in_words, phases, receipt
+from providers.errors import NoCapacity
 from trainer.protocol import Ended, Evaluated, Started, Step, Warned, dump_event
 
 HOSTILE = "</p><script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>\" onmouseover='x' {{ 7*7 }} &lt;"
@@ -80,6 +81,49 @@ def finished(tmp_path: Path) -> Finished:
 
 
 # -- the receipt -----------------------------------------------------------------------------------
+
+
+def test_every_attempt_is_told_with_its_time_money_steps_and_end(tmp_path: Path):
+    """One that was outbid, one that never let us in, one that could not be had, one that did the rest."""
+    path = tmp_path / "runs" / "autumn-1"
+    path.mkdir(parents=True)
+    clock, folder = FakeClock(), RunFolder(path)
+    order, cloud = an_order(folder), FakeCloud(clock)
+    ledger = Ledger(path / "ledger.jsonl", clock)
+    ledger.record("opened", cap_usd=order.cap_usd, run=order.run)
+
+    def attempt(number: int, seconds: float, end: str, *, step: int = 0, **offered: object) -> None:
+        ledger.record("chosen", number=number, offer={"interruptible": offered.get("interruptible", False)})
+        lease = Lease.take(cloud, offer(f"o{number}", **offered), spec(f"lorry-autumn-1-a{number}"), ledger=ledger, clock=clock)
+        if step:
+            for signal in (Signal.REACHABLE, Signal.SHIPPED, Signal.STARTED):
+                ledger.record(signal, attempt=number)
+            ledger.record("fetched", attempt=number, job="lisa", role="checkpoint", step=step, final=False)
+        clock.sleep(seconds)
+        lease.release(end, {"exit_code": 0} if end == "the work is done" else None)
+
+    attempt(1, 600, "it is stopped: outbid", step=60, interruptible=True)
+    attempt(2, 300, "it did not boot: loading")
+    cloud.plot.launch = NoCapacity("somebody else has it")
+    with pytest.raises(NoCapacity):
+        attempt(3, 0, "")
+    cloud.plot.launch = None
+    attempt(4, 400, "the work is done", step=100)
+    ledger.record("closed", exit_code=0, message="", hint="")
+    document = json.loads(json.dumps(receipt(folder, clock.now()), allow_nan=False))
+    machines = document["machines"]
+    assert [m["attempt"] for m in machines] == [1, 2, 3, 4]
+    assert [m["steps_gained"] for m in machines] == [60, 0, 0, 40]
+    assert [m["interruptible"] for m in machines] == [True, False, False, False]
+    assert [m["id"] for m in machines] == ["i-0", "i-1", None, "i-2"]
+    assert sum(m["metered_usd"] for m in machines) == pytest.approx(document["cost"]["metered_usd"], abs=1e-5)
+    lines = "\n".join(in_words(document))
+    assert "RTX 4090 at fake (i-0), $0.408/h, a bid: destroyed, seen to be gone\n    10m0" in lines
+    assert ", 60 steps gained: it is stopped: outbid" in lines
+    assert "    somebody else has it" in lines
+    assert ": it did not boot: loading" in lines
+    page = write_page(folder, document).read_text()
+    assert page.count("<td>it is stopped: outbid</td>") == page.count("<td>somebody else has it</td>") == 1
 
 
 def test_the_receipt_has_the_words_that_scripts_rely_on(finished: Finished):
