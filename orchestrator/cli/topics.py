@@ -48,7 +48,7 @@ JSON: dict[str, str] = {
     "login": "provider, account, id, balance_usd, auto_pay, lacks, kept_in, address, overruled_by; never the key",
     "logout": "provider, was_kept, still_in_environment",
     "doctor": "checks: subject, health (ok, warning, trouble), said, hint, exit_code; with --drill: what was seen, step by step",
-    "sandbox": "address and key of the practice cloud; `lorry sandbox bill`: what its meter has seen",
+    "sandbox": "addresses and keys of the practice cloud, for each tongue that it speaks; `lorry sandbox bill`: what its meter has seen",
     "help": "the topic's table",
     "an error": "error (a code), message, hint, exit_code, findings; printed instead of the document",
 }
