@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -210,13 +210,13 @@ class Lorry:
         """What every command gets."""
         return environment(LORRY_HOME=str(self.home), LORRY_SANDBOX_URL=self.cloud.url, LORRY_SANDBOX_KEY=self.cloud.key)
 
-    def start(self, *arguments: str, **env: str) -> Running:
-        """Start a command, without a terminal."""
+    def start(self, *arguments: str, prefix: Sequence[str] = (), **env: str) -> Running:
+        """Start a command, without a terminal; `prefix`: what starts it somewhere else, such as `unshare`."""
         number = len(self.started)
         out, err = self.folder / f"{number}.out", self.folder / f"{number}.err"
         with out.open("wb") as to, err.open("wb") as talk:
             process = subprocess.Popen(
-                [*COMMAND, *arguments], cwd=self.folder, env=self.env | env, stdin=subprocess.DEVNULL, stdout=to, stderr=talk
+                [*prefix, *COMMAND, *arguments], cwd=self.folder, env=self.env | env, stdin=subprocess.DEVNULL, stdout=to, stderr=talk
             )
         self.started.append(Running(process, out, err))
         return self.started[-1]
@@ -270,7 +270,7 @@ class Lorry:
     @contextmanager
     def standing(self, step: int, *, meanwhile: Callable[[], object] = lambda: None, timeout_s: float = 240.0) -> Iterator[str]:
         """Training has done `step` (or one or two more) and stands still until the block ends. Gives the run's id."""
-        poll(lambda: (meanwhile(), self.step() >= step)[1], what=f"step {step}", timeout_s=timeout_s)
+        poll(lambda: (meanwhile(), self._under_way(), self.step() >= step)[2], what=f"step {step}", timeout_s=timeout_s)
         (worker,) = children_of(supervisor_of(self.cloud.session(self.run)))
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -278,6 +278,11 @@ class Lorry:
         finally:
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGCONT)
+
+    def _under_way(self) -> None:
+        """A command that ended before anything was rented will train nothing: no use to wait for it."""
+        ended = [running for running in self.started if running.process.poll()]
+        assert not ended or self.runs, ended[-1].said
 
     def until_home(self, step: int) -> None:
         """Wait until what was told of `step` is at home."""
