@@ -55,13 +55,13 @@ def run(  # noqa: PLR0917  options, each with its name
     ready = prepare(file, tools, providers=provider, budget=budget, unguarded=unguarded)
     _confirm(ready, tools, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
-    tools.view.say(f"run {folder.id}")
     order = make_order(
         ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib, unguarded=unguarded
     )
     if detach:
         program.open_books(order, ready.plan, folder, tools)
         return _in_background(folder, keeper=not no_keeper, json=json)
+    tools.view.say(f"run {folder.id}: Ctrl-C stops it in good order, closing the terminal does not")
     with kept(folder, wanted=not no_keeper):
         return _ended(program.run(order, ready.plan, folder, tools), json=json)
 
