@@ -75,8 +75,8 @@ RULES: dict[str, Rule] = {
         LEASE,
         (
             (
-                "        begun = self.clock.monotonic_s()\n        while True:\n            try:\n                for found",
-                "        begun = self.clock.monotonic_s() - max(0.0, (self.clock.now() - self.ledger.book().attempts[self.number].intended_at).total_seconds())\n        while True:\n            try:\n                for found",
+                "        begun = self.clock.monotonic_s()\n        while True:\n            is_late",
+                "        begun = self.clock.monotonic_s() - max(0.0, (self.clock.now() - self.ledger.book().attempts[self.number].intended_at).total_seconds())\n        while True:\n            is_late",
             ),
         ),
     ),
