@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import providers
 from providers.base import Account, Instance, Provider
-from providers.errors import AuthError, NoKey, ProviderError
+from providers.errors import AuthError, NoKey, ProviderError, Unavailable
 from providers.keys import ApiKey
 
 from .credentials import KeyStore
@@ -94,7 +94,10 @@ def look(
             yield ok(name, f"key from {origin}") if origin else _no_key(name, api_key)
             if not origin:
                 return
-            yield _clock(name, api_key, now)
+            answers = _clock(name, api_key, now)
+            yield answers
+            if answers.exit_code:
+                return  # each further question would wait as long
         provider = load(name)
         yield from about(name, provider.account())
         yield from _machines(provider, books, driven, now)
@@ -112,12 +115,16 @@ def _clock(name: str, api_key: ApiKey, now: datetime) -> Check:
 
     from providers.http import LOOPBACK, user_agent
 
-    url = httpx.URL(api_key.where(os.environ)[0])
     try:
+        url = httpx.URL(api_key.where(os.environ)[0])
         answer = httpx.head(url, headers={"User-Agent": user_agent()}, timeout=10.0, trust_env=url.host not in LOOPBACK)
+    except (httpx.HTTPError, httpx.InvalidURL) as err:
+        said = f"{api_key.where(os.environ)[0]} cannot be reached: {err or type(err).__name__}"
+        return trouble(name, said, "look at this computer's network; machines end themselves meanwhile", Unavailable.exit_code)
+    try:
         skew = (now - parsedate_to_datetime(answer.headers["Date"])).total_seconds() - answer.elapsed.total_seconds() / 2
-    except (httpx.HTTPError, KeyError, ValueError):
-        return warning(name, f"{url.host} does not answer, or does not tell the time", "look at this computer's network")
+    except (KeyError, ValueError):
+        return ok(name, f"{url.host} answers, and does not tell the time")
     if abs(skew) > SKEW_S:
         way = "ahead of" if skew > 0 else "behind"
         return warning(

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import Finding, LorryError, UsageError, WithFindings, place
+from .redaction import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -24,6 +25,7 @@ _BIDI = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x20
 
 def plain(text: str, *, most: int = 2000) -> str:
     """`text` without control characters, escape sequences and bidi marks, on one line, at most `most` long."""
+    text = without_secrets(text)
     kept = "".join(" " if c in "\n\t\r" else c for c in text[: 2 * most] if c in "\n\t\r" or (c.isprintable() and c not in _BIDI))
     return kept if len(kept) <= most else kept[: most - 1] + "…"
 
@@ -186,7 +188,7 @@ def _nowhere() -> TextIO:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(text + "\n")
+    stream.write(without_secrets(text) + "\n")
     stream.flush()
 
 

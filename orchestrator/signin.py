@@ -15,7 +15,7 @@ from typing import Any
 
 import providers
 from providers.base import Account
-from providers.errors import AuthError, NoKey
+from providers.errors import AuthError, NoKey, ProviderError
 from providers.keys import ApiKey
 from providers.wrappers import Retrying
 
@@ -24,6 +24,7 @@ from .clock import SystemClock
 from .credentials import KeyStore
 from .errors import UsageError
 from .home import Home
+from .redaction import hide
 from .tools import make_tools
 
 LONGEST_KEY = 4096
@@ -85,10 +86,14 @@ def login(name: str, source: Source) -> Proved:
     """Take a key, prove it, keep it. Raises `AuthError` when it does not work; then nothing has changed."""
     api_key = _api_key(name)
     key = {Source.PERSON: _asked, Source.STDIN: _from_stdin, Source.CLIENT: _from_client}[source](name, api_key)
+    hide(key)
     try:
         account = Retrying(providers.with_key(name, key), sleep=SystemClock().sleep).account()
     except AuthError as err:
         raise type(err)(f"{err}; nothing was kept", hint=f"keys are made at {api_key.made_at}") from None
+    except ProviderError as err:
+        err.hint = err.hint or "nothing was kept; try again when the cloud answers"
+        raise
     address = api_key.address(os.environ)
     kept_in = _store().put(name, address, key)
     return Proved(provider=name, account=account, kept_in=kept_in, address=address, overruled_by=_overruled(api_key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from .errors import UsageError
 from .home import Home
 from .interrupts import Interrupts
 from .memory import FILE, Memory
+from .redaction import hide
 from .trip import Tools
 from .view import make_view
 
@@ -34,11 +36,18 @@ def _provider(clock: SystemClock) -> Callable[[str], Provider]:
         import providers
         from providers.wrappers import Retrying
 
-        from .credentials import KeyStore
-
         if name not in providers.PROVIDERS:
             raise UsageError(f"provider {name} is not built yet", hint=f"there are: {', '.join(sorted(providers.PROVIDERS))}")
-        return Retrying(providers.load(name, KeyStore(Home.from_env().path).get), sleep=clock.sleep)
+        if (api_key := providers.api_key_of(name)) is not None:
+            hide(api_key.given(os.environ))
+        return Retrying(providers.load(name, kept), sleep=clock.sleep)
+
+    def kept(name: str, address: str) -> str:
+        from .credentials import KeyStore
+
+        key = KeyStore(Home.from_env().path).get(name, address)
+        hide(key)
+        return key
 
     return named
 

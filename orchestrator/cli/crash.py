@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 from orchestrator.errors import LorryError
+from orchestrator.redaction import without_secrets
 
 
 def saved(error: Exception, given: list[str]) -> LorryError:
@@ -36,7 +37,7 @@ def _write(error: Exception, given: list[str]) -> Path | None:
         folder = Home.from_env().path / "errors"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = folder / f"{1 + sum(1 for _ in folder.glob('*.txt')):04}-{type(error).__name__}.txt"
-        file.write_text(report, encoding="utf-8")
+        file.write_text(without_secrets(report), encoding="utf-8")
     except Exception:  # noqa: BLE001  see above
         return None
     return file
