@@ -19,7 +19,7 @@ from .closing import judge
 from .errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
 from .market import market
 from .plan import Candidate, Load, Plan
-from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, Stretch, does_going_on_pay, patience_s, steps_at_home
+from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, does_going_on_pay, given_up, patience_s, steps_at_home
 from .rent import OVER, Machine
 from .trip import Trip
 from .view import duration
@@ -129,7 +129,7 @@ def onward(trip: Trip, first: Plan | None = None) -> tuple[Candidate, ...]:
     if not trip.to_train():
         judge(trip, "")
         return ()
-    attempts, lost = trip.book().attempts, trip.lost()
+    attempts, lost, left = trip.book().attempts, trip.lost(), given_up(trip.ledger.entries)
     if first is not None and not attempts:
         return first.candidates
     rest, left_usd = trip.rest(), trip.order.cap_usd - trip.spent_usd()
@@ -140,24 +140,24 @@ def onward(trip: Trip, first: Plan | None = None) -> tuple[Candidate, ...]:
         raise NotWorthIt(f"{verdict.why}; the last one: {attempts[lost[-1].attempt].told}", hint=f"what came home is kept; {again}")
     steady = verdict.choice is Choice.STEADY
     try:
-        plan = _market_in_time(trip, lost, rest, steady=steady)
+        plan = _market_in_time(trip, left, rest, steady=steady)
     except (NoOffer, OverBudget) as err:
-        if not lost:
+        if not left:
             raise
         hint = f"what came home is kept; {again}{' --budget USD' if isinstance(err, OverBudget) else ''}"
         raise type(err)(f"the machine was lost, and no other can be had for what is left: {err}", hint=hint) from err
     if steady:
         trip.say(f"{verdict.why}: from here on only machines that nobody can outbid")
-    if lost:
+    if left:
         _say_going_on(trip, plan, steps_left)
     return plan.candidates
 
 
-def _market_in_time(trip: Trip, lost: Sequence[Stretch], rest: Load, *, steady: bool) -> Plan:
-    """The market without the machines that were lost; in the middle of a run asked again for a while when it has nothing, or is down."""
+def _market_in_time(trip: Trip, left: Sequence[int], rest: Load, *, steady: bool) -> Plan:
+    """The market without the machines `left` behind; in the middle of a run it is asked again when it has nothing, or is down."""
     attempts = trip.book().attempts
-    avoid = [(attempts[one.attempt].provider, attempts[one.attempt].machine_id) for one in lost]
-    until = trip.clock.monotonic_s() + (SEEK_S if lost else 0.0)
+    avoid = [(attempts[number].provider, attempts[number].machine_id) for number in left]
+    until = trip.clock.monotonic_s() + (SEEK_S if left else 0.0)
     while True:
         try:
             return market(trip.order, trip.tools, load=rest, spent_usd=trip.spent_usd(), avoid=avoid, steady=steady)

@@ -106,24 +106,28 @@ def _is_progress(entry: Entry) -> bool:
     return entry.kind == "fetched" and (entry.data.get("role") == "checkpoint" or bool(entry.data.get("final")))
 
 
-def lost(entries: Sequence[Entry], usd: Mapping[int, Decimal]) -> list[Stretch]:
-    """The machines that had been found good and were given up with the run undecided, since it was begun or last told to go on."""
+def given_up(entries: Sequence[Entry]) -> list[int]:
+    """Attempts whose machines had let us in and were given up with the run undecided, since it was begun or last told to go on."""
     reached: set[int] = set()
-    given_up: dict[int, bool] = {}
+    undecided: dict[int, bool] = {}
     for entry in entries:
         if entry.kind == "resumed":
-            given_up.clear()
+            undecided.clear()
         elif entry.kind == Signal.REACHABLE:
             reached.add(entry.attempt)
-        elif entry.kind == "unfit":  # those are another count
-            reached.discard(entry.attempt)
         elif entry.kind == Signal.GIVE_UP and entry.attempt in reached:
-            given_up[entry.attempt] = given_up.get(entry.attempt, True) and not entry.data.get("outcome")
+            undecided[entry.attempt] = undecided.get(entry.attempt, True) and not entry.data.get("outcome")
+    return [number for number, is_so in undecided.items() if is_so]
+
+
+def lost(entries: Sequence[Entry], usd: Mapping[int, Decimal]) -> list[Stretch]:
+    """Of those, the machines that had begun to train. How many others are tried is bounded where they are rented."""
+    trained = {entry.attempt for entry in entries if entry.kind == Signal.STARTED}
     gained = steps_gained(entries)
     return [
         Stretch(attempt=number, steps=gained.get(number, 0), usd=usd.get(number, Decimal(0)))
-        for number, undecided in given_up.items()
-        if undecided
+        for number in given_up(entries)
+        if number in trained
     ]
 
 

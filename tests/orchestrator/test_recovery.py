@@ -22,6 +22,7 @@ from orchestrator.recovery import (
     Stretch,
     checkpoint_every_s,
     does_going_on_pay,
+    given_up,
     lost,
     patience_s,
     steps_at_home,
@@ -125,18 +126,20 @@ def test_what_all_machines_gained_is_what_is_at_home(seed: int):
     assert sum(steps_gained(entries).values()) == sum(steps_at_home(entries).values())
 
 
-def test_lost_are_machines_that_were_good_and_ended_undecided_since_the_user_said_go():
-    usd = dict.fromkeys(range(1, 8), Decimal("0.1"))
+def test_lost_are_machines_that_trained_and_ended_undecided_since_the_user_said_go():
+    usd = dict.fromkeys(range(1, 9), Decimal("0.1"))
     entries = book(
-        ("reachable", 1, {}), ("give_up", 1, {"why": "outbid"}), ("gone", 1, {}),
+        ("reachable", 1, {}), ("started", 1, {}), ("give_up", 1, {"why": "outbid"}), ("gone", 1, {}),
         ("resumed", 0, {}),
         ("give_up", 2, {"why": "it did not boot"}),
         ("reachable", 3, {}), ("unfit", 3, {}), ("give_up", 3, {"why": "another card"}),
-        ("reachable", 4, {}), fetched(4, "a", 5), ("give_up", 4, {"why": "outbid"}), ("gone", 4, {}),
-        ("reachable", 5, {}), ("give_up", 5, {"why": "done", "outcome": {"exit_code": 0}}),
-        ("reachable", 6, {}), ("give_up", 6, {"why": "a"}), ("give_up", 6, {"why": "b", "outcome": {"exit_code": 130}}),
+        ("reachable", 4, {}), ("started", 4, {}), fetched(4, "a", 5), ("give_up", 4, {"why": "outbid"}), ("gone", 4, {}),
+        ("reachable", 5, {}), ("started", 5, {}), ("give_up", 5, {"why": "done", "outcome": {"exit_code": 0}}),
+        ("reachable", 6, {}), ("started", 6, {}), ("give_up", 6, {"why": "a"}), ("give_up", 6, {"why": "b", "outcome": {"exit_code": 130}}),
+        ("reachable", 7, {}), ("give_up", 7, {"why": "its environment could not be built"}),
     )  # fmt: skip
     assert lost(entries, usd) == [Stretch(attempt=4, steps=5, usd=Decimal("0.1"))]
+    assert given_up(entries) == [3, 4, 7], "these are not tried again by this run"
 
 
 # -- how long, how often ---------------------------------------------------------------------------
