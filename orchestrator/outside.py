@@ -26,7 +26,7 @@ def stop(folder: RunFolder, tools: Tools) -> dict[str, Any]:
         return attach(folder, tools)
     except Busy:
         _wait_for_the_driver(folder, tools, patience_s=STOP_PATIENCE_S + PATIENCE_S)
-        return attach(folder, tools)  # the receipt; or the end, should the driver have died
+        return stop(folder, tools)  # the receipt; or the end, should the driver have died, by this lorry or by the keeper's
 
 
 def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
