@@ -126,12 +126,18 @@ def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     assert (shown.code, shown.out.count("steps gained: it is stopped: outbid")) == (0, 3), "the receipt for people"
 
 
-def test_a_machine_that_dies_is_destroyed_and_another_goes_on(lorry: Lorry, long: Path, undisturbed: Any) -> None:
-    """On demand, nobody's bid: its container ended. What it leaves bills its disk until it is destroyed."""
-    driver = lorry.start("run", str(long), "-y", "--json")
+@pytest.mark.parametrize("client", ["alive", "killed"])
+def test_a_machine_that_dies_is_destroyed_and_another_goes_on(client: str, lorry: Lorry, long: Path, undisturbed: Any) -> None:
+    """On demand, its container ended: what it leaves bills its disk until it is destroyed. Who takes the run up goes on as well."""
+    crash = {"LORRY_CRASH_AT": "gone-written", "LORRY_KEEPER": "off"} if client == "killed" else {}
+    driver = lorry.start("run", str(long), "-y", "--json", **crash)
     with nth_standing(lorry, 1, 4, home=3) as machine:
         happen(lorry.cloud, what="exit", machine=machine)
     done = driver.end()
+    if client == "killed":  # between two machines: nothing lives, nothing was decided
+        assert done.code == -9
+        assert living(lorry) == []
+        done = lorry("attach", lorry.run, "--json")
     assert done.code == 0, done.err
     run, document = lorry.run, done.document
     check_as_undisturbed(lorry, run, undisturbed)
