@@ -78,6 +78,9 @@ class Machine(Section):
     boot_timeout_minutes: float = Field(
         15, gt=0, le=600, description="A machine that cannot be reached by then is given back for the next one."
     )
+    start_two: bool = Field(
+        False, description="Start two machines and keep the one that is ready first; the other is given back at once, its boot is paid."
+    )
 
 
 class LoraConfig(TrainingOptions):

@@ -91,6 +91,8 @@ class Order(BaseModel):
     max_hours: float | None
     image: str
     boot_timeout_s: float
+    start_two: bool = False
+    """Whether to start two machines at a time and keep the one that is ready first."""
     unguarded: bool = False
     """Whether to train also where the machine's own guard does not prove itself."""
     jobs: tuple[JobSpec, ...]
@@ -199,6 +201,7 @@ def make_order(
         providers=config.machine.providers,
         requirements=requirements(config, disk_gib),
         cap_usd=cap_usd,
+        start_two=config.machine.start_two,
         unguarded=unguarded,
         max_hours=config.budget.max_hours,
         image=config.machine.image,

@@ -34,6 +34,10 @@ OVER = frozenset({InstanceStatus.GONE, InstanceStatus.STOPPED})
 """What a machine that boots does not come back from: its image does not start, or somebody bid more."""
 DEARER = Decimal("1.02")
 """A price may differ from its offer by rounding; more than this was never agreed to."""
+LAST_LOOKS_S = 10.0
+"""A machine that was waited for beside another gets so long at least."""
+PROGRESS = tuple(Phase)
+"""Phases in the order of a lease's life."""
 MISSED_LOOKS = 5
 """A cloud may not know a new machine by its id for some seconds."""
 
@@ -60,6 +64,16 @@ class Machine:
         return self.lease.number
 
 
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """A lease in hand, and the offer that it took."""
+
+    lease: Lease
+    offer: Offer
+    waited_s: float = 0.0
+    """For so long it was waited for beside another."""
+
+
 @contextmanager
 def rented(trip: Trip) -> Iterator[Machine]:
     """Hold a machine that answers, guards itself and is what was offered, for the length of the block.
@@ -67,18 +81,19 @@ def rented(trip: Trip) -> Iterator[Machine]:
     Takes up the lease that the ledger shows open, else rents along the plan's candidates. Leaving the
     block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
     """
-    for lease, offer in _leases(trip):
-        with _given_back(trip, lease) as ending:
-            found = _made_useful(trip, lease, offer)
+    for held, *beside in _leases(trip):
+        with _given_back(trip, held.lease) as ending, _given_back_too(trip, beside):
+            found = _made_useful(trip, held)
             if isinstance(found, Machine):
-                with loss_remembered(trip, lease, offer):
+                _let_go(trip, found, beside)
+                with loss_remembered(trip, held.lease, held.offer):
                     yield found
                 ending.decide("the work is done", outcome_of(None))
                 return
             ending.why = found.why
-            trip.ledger.record("unfit", attempt=lease.number, fault=found.fault, why=found.why)
-            remember(trip, offer, found)
-            trip.say(f"{lease.gpu} at {lease.provider.name} is given back: {found.why}; trying the next")
+            trip.ledger.record("unfit", attempt=held.lease.number, fault=found.fault, why=found.why)
+            remember(trip, held.offer, found)
+            trip.say(f"{held.lease.gpu} at {held.lease.provider.name} is given back: {found.why}; trying the next")
     raise NoOffer(f"no machine could be had: {tried(trip)}", hint=hint(trip))
 
 
@@ -127,6 +142,27 @@ def _given_back(trip: Trip, lease: Lease) -> Iterator[_Ending]:
         give_back(trip, lease, ending.why, ending.outcome)
 
 
+@contextmanager
+def _given_back_too(trip: Trip, beside: list[_Held]) -> Iterator[None]:
+    """What boots beside a machine stays when that one fails, and goes when the run ends there."""
+    try:
+        yield
+    except BaseException as err:
+        outcome = None if isinstance(err, MachineFailed) else outcome_of(err)
+        for other in beside:
+            give_back(trip, other.lease, str(err) or type(err).__name__, outcome)
+        raise
+
+
+def _let_go(trip: Trip, machine: Machine, beside: list[_Held]) -> None:
+    """One is ready: the others go at once, and its guard is told that the cap is its alone."""
+    if beside:
+        for other in beside:
+            give_back(trip, other.lease, "the other of two was ready first")
+        beside.clear()
+        guarding.renew(trip, machine)
+
+
 def give_back(trip: Trip, lease: Lease, why: str, outcome: dict[str, Any] | None = None) -> None:
     """Destroy, see that it is gone, and only then say so."""
     try:
@@ -136,23 +172,74 @@ def give_back(trip: Trip, lease: Lease, why: str, outcome: dict[str, Any] | None
     trip.say(f"{lease.gpu} at {lease.provider.name}: destroyed, and seen to be gone")
 
 
-def _leases(trip: Trip) -> Iterator[tuple[Lease, Offer]]:
-    """The open lease first, then one per candidate, while trying is worth its money and time."""
-    taken: Attempt | None = trip.book().current
-    if taken is not None and (lease := adopted(trip, taken)) is not None:
-        if taken.phase is Phase.RELEASING:
-            give_back(trip, lease, taken.told)  # another process had given it up
-        else:
-            yield lease, offer_of(trip, taken)
-    for candidate in trip.candidates():
-        trip.check_boot()
-        if why := enough(trip):
-            raise NoOffer(f"{why}: {tried(trip)}", hint=hint(trip))
-        if not affordable(trip, candidate):
+def _leases(trip: Trip) -> Iterator[list[_Held]]:
+    """The open leases first, then new ones while trying is worth its money and time. Of several the first is tried, the others boot on."""
+    held = _taken_up(trip)
+    yield from (held[n:] for n in range(len(held)))
+    candidates = iter(trip.candidates())
+    while held := _taken(trip, candidates):
+        yield from (held[n:] for n in range(len(held)))
+
+
+def _taken_up(trip: Trip) -> list[_Held]:
+    """What an earlier process held, the furthest first; what it had given up is given back."""
+    held = []
+    for taken in sorted(trip.book().open_attempts, key=lambda one: (-PROGRESS.index(one.phase), one.number)):
+        if (lease := adopted(trip, taken)) is None:
             continue
-        lease = _take(trip, candidate)
-        if lease is not None:
-            yield lease, candidate.offer
+        if taken.phase is Phase.RELEASING:
+            give_back(trip, lease, taken.told)
+        else:
+            held.append(_Held(lease=lease, offer=offer_of(trip, taken)))
+    return held
+
+
+def _taken(trip: Trip, candidates: Iterator[Candidate]) -> list[_Held]:
+    """The next candidate's machine, or the next two, the one that answers first before the other; none when there is none left."""
+    held: list[_Held] = []
+    with _given_back_too(trip, held):
+        for candidate in candidates:
+            trip.check_boot()
+            if not held and (why := enough(trip)):
+                raise NoOffer(f"{why}: {tried(trip)}", hint=hint(trip))
+            if not affordable(trip, candidate, beside=[one.offer for one in held]):
+                continue
+            if (lease := _take(trip, candidate)) is not None:
+                held.append(_Held(lease=lease, offer=candidate.offer))
+            if len(held) == (2 if trip.order.start_two and not is_own(candidate.offer) else 1):
+                break
+        return _quicker_first(trip, held) if len(held) > 1 else held
+
+
+def _quicker_first(trip: Trip, held: list[_Held]) -> list[_Held]:
+    """Wait until one of them lets us in, or the boot deadline has passed for all."""
+    trip.enter("boot", " and ".join(f"{one.lease.gpu} at {one.lease.provider.name}" for one in held))
+    begun = trip.clock.monotonic_s()
+    while (waited_s := trip.clock.monotonic_s() - begun) < trip.order.boot_timeout_s:
+        trip.check_boot()
+        for one in held:
+            one.waited_s = waited_s
+            if _lets_in(trip, one.lease):
+                return [one, *(other for other in held if other is not one)]
+        trip.pulse("waiting for either")
+        trip.clock.sleep(POLL_S)
+    return held
+
+
+def _lets_in(trip: Trip, lease: Lease) -> bool:
+    """One look. What is wrong with a machine is told when it is its turn."""
+    try:
+        instance = lease.describe()
+    except ProviderError:
+        return False
+    lease.heed(instance)
+    shell = _shell_for(trip, lease, instance, None)
+    if shell is None:
+        return False
+    try:
+        return shell.probe()
+    finally:
+        shell.close()
 
 
 def adopted(trip: Trip, taken: Attempt) -> Lease | None:
@@ -191,12 +278,12 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
         return None
 
 
-def _made_useful(trip: Trip, lease: Lease, offer: Offer) -> Machine | Failed:
+def _made_useful(trip: Trip, held: _Held) -> Machine | Failed:
     """Reach the machine; one that nothing was sent to yet must also show that it can end itself, and that it is what was paid for."""
-    machine = _reach(trip, lease)
-    if isinstance(machine, Failed) or trip.book().attempts[lease.number].phase is not Phase.SHIPPING:
+    machine = _reach(trip, held.lease, held.waited_s)
+    if isinstance(machine, Failed) or trip.book().attempts[held.lease.number].phase is not Phase.SHIPPING:
         return machine
-    failed = _disproved(trip, machine, offer)
+    failed = _disproved(trip, machine, held.offer)
     if failed is not None:
         machine.shell.close()
         return failed
@@ -218,11 +305,11 @@ def _disproved(trip: Trip, machine: Machine, offer: Offer) -> Failed | None:
     return None
 
 
-def _reach(trip: Trip, lease: Lease) -> Machine | Failed:
+def _reach(trip: Trip, lease: Lease, waited_s: float = 0.0) -> Machine | Failed:
     """Wait until the cloud says where it is and it lets us in, until the boot deadline."""
     trip.enter("boot", f"{lease.gpu} at {lease.provider.name}")
     in_use = trip.book().attempts[lease.number].phase in {Phase.TRAINING, Phase.PULLING}
-    until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
+    until = trip.clock.monotonic_s() + max(trip.order.boot_timeout_s - waited_s, LAST_LOOKS_S)
     shell: Shell | None = None
     words, missed, fault = "no word from the provider yet", 0, Fault.BOOT
     while trip.clock.monotonic_s() < until:

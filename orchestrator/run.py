@@ -116,8 +116,9 @@ def go_on(trip: Trip) -> dict[str, Any]:
     if last is None or outcome is None:
         return drive(trip)
     try:
-        if last.may_bill and (lease := adopted(trip, last)) is not None:
-            give_back(trip, lease, last.told)
+        for attempt in book.open_attempts:
+            if (lease := adopted(trip, attempt)) is not None:
+                give_back(trip, lease, attempt.told or last.told)
     except WrongAccount:
         raise
     except (LorryError, ProviderError) as err:

@@ -7,7 +7,7 @@ never looks at a clock of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 
@@ -141,7 +141,7 @@ class Trip:
     def check_cap(self) -> None:
         """Raise when what is left of the cap is needed for the destroy: whatever the machine still promises, it goes."""
         current = self.book().current
-        if current is not None and self.most_s(prices_of(current), current.disk_gib) < DESTROY_S:
+        if current is not None and self.most_s(prices_of(current), current.disk_gib, number=current.number) < DESTROY_S:
             raise OverBudget(
                 f"the cap of ${self.order.cap_usd} is reached; the machine is given back, with what had come home by now",
                 hint=f"go on with: lorry resume {self.order.run} --budget USD",
@@ -176,14 +176,17 @@ class Trip:
 
     def lifetime_s(self, lease: Lease) -> float:
         """Seconds that training may take from now so that the cap holds."""
-        return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.rest().download_bytes)
+        return self._left_s(lease.prices, lease.disk_gib, download_bytes=self.rest().download_bytes, number=lease.number)
 
-    def most_s(self, prices: Prices, disk_gib: int) -> float:
-        """Seconds that a machine rented now can live before the cap is used up."""
-        return self._left_s(prices, disk_gib, download_bytes=0) + WAY_OUT_S
+    def most_s(self, prices: Prices, disk_gib: int, *, number: int = 0) -> float:
+        """Seconds that a machine, rented now or that of the attempt `number`, can live before the cap is used up."""
+        return self._left_s(prices, disk_gib, download_bytes=0, number=number) + WAY_OUT_S
 
-    def _left_s(self, prices: Prices, disk_gib: int, *, download_bytes: int) -> float:
+    def _left_s(self, prices: Prices, disk_gib: int, *, download_bytes: int, number: int) -> float:
         book, now = self.book(), self.ledger.now()
+        beside = [one.usd_per_hour for one in book.open_attempts if number and one.number != number]
+        if beside:  # another one uses up the cap at the same time
+            prices = replace(prices, gpu_usd_per_hour=prices.gpu_usd_per_hour + sum(beside))
         return lifetime_s(
             cap_usd=self.order.cap_usd,
             spent=self.spent_usd(now),
@@ -193,8 +196,3 @@ class Trip:
             max_hours=self.order.max_hours,
             used_s=(now - book.opened_at).total_seconds() if book.opened_at else 0.0,
         )
-
-    def tried(self) -> str:
-        """Every attempt and why it ended, in one line."""
-        attempts = self.book().attempts.values()
-        return "; ".join(f"{a.gpu} at {a.provider}: {a.told or a.phase}" for a in attempts) or "no offer was left to try"

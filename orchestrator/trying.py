@@ -5,7 +5,7 @@ Reads the run's book, so that a process that takes a run up goes on counting whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
@@ -13,7 +13,7 @@ from typing import Any
 
 from providers.base import Offer
 
-from .budget import show_usd, spent_usd
+from .budget import show_usd, spent_usd, time_usd
 from .errors import MachineFailed
 from .lease import Lease, prices_of, usage_of
 from .ledger import Attempt
@@ -70,9 +70,10 @@ def enough(trip: Trip) -> str:
     return ""
 
 
-def affordable(trip: Trip, candidate: Candidate) -> bool:
-    """Whether what is left of the cap still covers the run on this one; said when it does not."""
-    spent = trip.spent_usd()
+def affordable(trip: Trip, candidate: Candidate, beside: Sequence[Offer] = ()) -> bool:
+    """Whether what is left of the cap still covers the run on this one, and the boots of those beside it; said when it does not."""
+    boot_s, disk = candidate.estimate.phases["boot"].p90, trip.order.requirements.disk_gib
+    spent = trip.spent_usd() + sum((time_usd(other.prices, disk, boot_s) for other in beside), Decimal(0))
     if spent + worst_usd(candidate, trip.order.requirements.disk_gib) <= trip.order.cap_usd:
         return True
     offer = candidate.offer

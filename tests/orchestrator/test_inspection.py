@@ -162,7 +162,9 @@ NONSENSE: list[object] = [
     RIGHT | {"practice": 0},
     RIGHT | {"disk_free_bytes": 10**30}, RIGHT | {"disk_free_bytes": 1.5}, RIGHT | {"driver": "\x1b[31m"}, RIGHT | {"trouble": "x" * 301},
     RIGHT | {"cards": [RIGHT["cards"][0]] * 65}, RIGHT | {"cards": [RIGHT["cards"][0] | {"name": "a\nb"}]},
-    RIGHT | {"cards": [RIGHT["cards"][0] | {"name": "\u202egnp"}]}, {name: value for name, value in RIGHT.items() if name != "cuda"},
+    RIGHT | {"cards": [RIGHT["cards"][0] | {"name": "\u202egnp"}]},
+    RIGHT | {"cards": [RIGHT["cards"][0] | {"vram_bytes": "24"}]},
+    RIGHT | {"cards": [RIGHT["cards"][0] | {"more": 1}]}, {name: value for name, value in RIGHT.items() if name != "cuda"},
 ]  # fmt: skip
 
 
@@ -203,6 +205,17 @@ def test_a_line_is_slow_from_three_times_the_plans_time_on(factor: float):
 def test_a_load_that_is_there_at_once_over_any_line_makes_no_line_slow():
     tiny = replace(LOAD, upload_bytes=10_000, download_bytes=10_000)
     assert line_wrong(Line(up_bytes_s=1000.0, down_bytes_s=1000.0), offer(), tiny, last=None) == ""
+
+
+def test_for_two_minutes_nobody_changes_machines():
+    short = replace(LOAD, upload_bytes=1_000_000, download_bytes=0)
+    for bytes_s, slow in ((1_000_000 / 110, False), (1_000_000 / 180, True)):
+        assert bool(line_wrong(Line(up_bytes_s=bytes_s, down_bytes_s=1e9), offer(), short, last=None)) is slow
+
+
+def test_a_line_that_is_slow_one_way_only_is_not_like_one_that_is_slow_the_other_way():
+    up, down = Line(up_bytes_s=1e4, down_bytes_s=1e8), Line(up_bytes_s=1e8, down_bytes_s=1e4)
+    assert "slow" in line_wrong(up, offer(), LOAD, last=down)
 
 
 @given(speed=st.floats(1e3, 1e5), last=st.floats(1e3, 1e9))

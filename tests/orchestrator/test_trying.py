@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import PRICES, FakeClock, FakeCloud, FakeShell, Meter, SilentView, an_order, offer
 
-from orchestrator import rent
+from orchestrator import outside, rent
 from orchestrator.budget import GIB
 from orchestrator.errors import MachineFailed, NoOffer
 from orchestrator.home import RunFolder
@@ -23,10 +23,11 @@ from orchestrator.memory import FORGOTTEN_AFTER, POOL_FORGOTTEN_AFTER, Fault
 from orchestrator.plan import make_plan, worst_usd
 from orchestrator.progress import Progress
 from orchestrator.rent import OwnMachineUnfit, rented
+from orchestrator.run import go_on
 from orchestrator.shell import Completed
 from orchestrator.trip import Tools, Trip
 from orchestrator.trying import CREATES, TRIES, WASTED_S, WASTED_SHARE
-from providers.base import Instance, Offer, Prices, Requirements, SSHEndpoint
+from providers.base import Instance, InstanceStatus, Offer, Prices, Requirements, SSHEndpoint
 from providers.errors import NoCapacity
 
 
@@ -42,7 +43,7 @@ class Machine(FakeShell):
     def _answer(self, argv: list[str]) -> bytes:
         if argv[0] == "head":
             return bytes(int(argv[2]))
-        return b"@lorry " + json.dumps(self.cloud.told).encode() if "inspect" in argv else b""
+        return b"@lorry " + json.dumps(self.cloud.answers()).encode() if "inspect" in argv else b""
 
     def run(self, argv: Any, *, stdin: bytes = b"", timeout_s: float = 60.0) -> Completed:
         self.commands.append(list(argv))
@@ -74,17 +75,21 @@ RIGHT, WRONG = card(), card("NVIDIA GeForce RTX 3060", 11.8)
 
 
 class Cloud(FakeCloud):
-    """Offers enough; what its machines are is in `told`."""
+    """Offers enough; what its machines are is in `told`, how long they boot in `boots_s`."""
 
     def __init__(self, offers: list[Offer]) -> None:
         super().__init__(FakeClock(), offers=offers)
         self.told: dict[str, Any] = RIGHT
+        self.answers: Callable[[], dict[str, Any]] = lambda: self.told
         self.bytes_per_s = 1e12
         self.machines: list[Machine] = []
-        self.ssh = SSHEndpoint(host="203.0.113.7", port=22, user="root")
+        self.ssh: SSHEndpoint | None = SSHEndpoint(host="203.0.113.7", port=22, user="root")
+        self.boots_s: dict[str, float] = {}
 
     def _instance(self, meter: Meter) -> Instance:
-        return replace(super()._instance(meter), prices=self.market[0].prices)
+        up = self.clock.passed_s >= meter.from_s + self.boots_s.get(meter.instance_id, 0.0)
+        status = InstanceStatus.RUNNING if up else InstanceStatus.PENDING
+        return replace(super()._instance(meter), prices=self.market[0].prices, status=status)
 
 
 @dataclass
@@ -164,7 +169,7 @@ def test_a_machine_that_was_inspected_is_not_inspected_by_the_next_process(desk)
 
 
 def test_every_machine_that_was_tried_is_told_with_its_price_and_why(desk):
-    at = desk(sell(2))
+    at = desk(sell(2), unguarded=True)
     at.cloud.told = WRONG
     words = at.give_up("no machine could be had")
     assert words.count("offered RTX 4090 24 GiB, the machine has RTX 3060 12 GiB") == 2
@@ -287,3 +292,114 @@ def test_a_machine_that_is_lost_while_it_trains_is_remembered_unless_anybody_cou
     with pytest.raises(MachineFailed):
         lose_one(at.trip())
     assert at.bad() == remembered
+
+
+# --- two at a time ---------------------------------------------------------------------------------
+
+
+def test_of_two_machines_the_one_that_is_ready_first_is_kept_and_the_other_goes_at_once(desk):
+    at = desk(sell(4), start_two=True)
+    at.cloud.boots_s = {"i-0": 500.0, "i-1": 30.0}
+    with rented(at.trip()) as machine:
+        assert machine.lease.instance_ids == ["i-1"]
+        assert [meter.instance_id for meter in at.cloud.billing()] == ["i-1"]
+        assert at.cloud.clock.passed_s < 60
+    assert at.cloud.billing() == []
+    assert at.cloud.creates == 2
+    assert at.trip().book().attempts[1].told == "the other of two was ready first"
+    assert at.bad() == {}, "who was only second has done nothing wrong"
+
+
+def test_when_the_first_of_two_is_wrong_the_second_has_booted_meanwhile(desk):
+    at = desk(sell(4), start_two=True)
+    at.cloud.boots_s = {"i-0": 5.0, "i-1": 100.0}
+    tells = iter([WRONG, RIGHT])
+    at.cloud.answers = lambda: next(tells)
+    with rented(at.trip()) as machine:
+        assert machine.lease.instance_ids == ["i-1"]
+        assert at.cloud.clock.passed_s < 130
+    assert at.cloud.creates == 2
+    assert at.bad() == {"m00": Fault.HARDWARE}
+
+
+def test_two_that_never_boot_are_waited_for_once_and_not_one_after_the_other(desk):
+    at = desk(sell(2), start_two=True)
+    at.cloud.ssh = None
+    at.give_up("no machine could be had")
+    assert at.cloud.clock.passed_s < 1.2 * at.trip().order.boot_timeout_s
+
+
+@pytest.mark.parametrize("moment", range(4, 60, 5))
+def test_whatever_ends_it_while_two_boot_both_are_given_back(desk, moment: int):
+    at = desk(sell(4), start_two=True)
+    at.cloud.boots_s = {"i-0": 1e6, "i-1": 1e6}
+
+    def stop(_: float) -> None:
+        if at.cloud.clock.passed_s >= moment:
+            at.cloud.clock.on_sleep = lambda _: None
+            raise KeyboardInterrupt
+
+    at.cloud.clock.on_sleep = stop
+    with pytest.raises(KeyboardInterrupt), rented(at.trip()):
+        pytest.fail("there is no machine to hold")
+    assert at.cloud.creates == 2
+    assert at.cloud.billing() == []
+    assert not at.trip().book().open_attempts
+
+
+def killed_with_two(at: Desk) -> None:
+    """A client began two machines, and was killed."""
+    trip = at.trip()
+    for candidate in trip.candidates()[:2]:
+        assert rent._take(trip, candidate) is not None
+    assert len(at.cloud.billing()) == 2
+
+
+def test_a_process_that_takes_up_two_machines_keeps_one(desk):
+    at = desk(sell(4), start_two=True)
+    killed_with_two(at)
+    with rented(at.trip()):
+        assert len(at.cloud.billing()) == 1
+    assert at.cloud.billing() == []
+    assert at.cloud.creates == 2
+
+
+def test_of_two_machines_that_are_taken_up_the_one_that_trains_is_kept(desk):
+    at = desk(sell(4), start_two=True)
+    killed_with_two(at)
+    for kind in (Signal.REACHABLE, Signal.STARTED):
+        at.trip().ledger.record(kind, attempt=1)
+    with rented(at.trip()) as machine:
+        assert machine.number == 1
+        assert [meter.instance_id for meter in at.cloud.billing()] == ["i-0"]
+
+
+def test_lorry_down_ends_both(desk):
+    at = desk(sell(4), start_two=True)
+    killed_with_two(at)
+    receipt = outside.down(at.folder, at.tools)
+    assert at.cloud.billing() == []
+    assert [machine["destroyed_verified"] for machine in receipt["machines"]] == [True, True]
+
+
+def test_a_run_that_was_ended_with_two_machines_is_not_gone_on_with(desk):
+    """Ctrl-C, and killed when the one was gone and the other not."""
+    at = desk(sell(4), start_two=True)
+    killed_with_two(at)
+    trip = at.trip()
+    ended = {"exit_code": 130, "message": "interrupted", "hint": ""}
+    rent.give_back(trip, rent.adopted(trip, trip.book().attempts[2]), "interrupted", ended)
+    assert len(at.cloud.billing()) == 1
+    assert go_on(at.trip())["exit_code"] == 130
+    assert at.cloud.billing() == []
+    assert at.cloud.creates == 2
+
+
+def test_while_two_are_open_each_counts_on_what_both_leave_of_the_cap(desk):
+    at = desk(sell(2), start_two=True)
+    trip = at.trip()
+    first, second = (rent._take(trip, candidate) for candidate in trip.candidates())
+    both = trip.lifetime_s(first)
+    second.release("enough")
+    assert both + 300 == pytest.approx((trip.lifetime_s(first) + 300) / 2, rel=0.01)
+    first.release("enough")
