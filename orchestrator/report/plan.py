@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import console
+from orchestrator.budget import show_usd
 from orchestrator.plan import Candidate, Plan, worst_usd
 from orchestrator.reasons import why_first
 from orchestrator.view import duration, size
@@ -29,7 +30,7 @@ def show_plan(ranked: Plan, *, data: bool) -> None:
     )
     if ranked.left_out:
         say("left out: " + ", ".join(f"{count} {reason}" for reason, count in ranked.left_out.items()))
-    say(f"worst case before the cap: ${worst_usd(best, ranked.disk_gib):.2f} on this machine; the cap is ${ranked.cap_usd}")
+    say(f"where everything takes long: {show_usd(worst_usd(best, ranked.disk_gib))} on this machine; the cap is {show_usd(ranked.cap_usd)}")
 
 
 def _table(ranked: Plan) -> Table:
