@@ -112,6 +112,11 @@ def test_two_processes_that_learn_at_the_same_time_lose_nothing(file: Path):
     env = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2]}"}
     texts = [WRITER.format(tests=tests, file=str(file), name=name) for name in ("a", "b")]
     writers = [subprocess.Popen([sys.executable, "-c", text], env=env) for text in texts]
+    seen = 0
+    while any(writer.poll() is None for writer in writers):
+        now = len(Memory(file).bad(T0))
+        assert now >= seen, "a reader sees the old file or the new one, never a part"
+        seen = now
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert len(Memory(file).bad(T0)) == 50
 

@@ -286,6 +286,13 @@ def test_a_machine_of_ones_own_that_is_wrong_ends_the_run_in_words_and_is_not_re
     assert at.bad() == {}
 
 
+def test_a_machine_of_ones_own_that_is_switched_off_is_not_held_against_it(desk):
+    at = desk(sell(1, prices=Prices(gpu_usd_per_hour=Decimal(0))))
+    at.cloud.ssh = None
+    at.give_up("no machine could be had")
+    assert at.bad() == {}
+
+
 @pytest.mark.parametrize(("interruptible", "remembered"), [(False, {"m00": Fault.LOST}), (True, {})])
 def test_a_machine_that_is_lost_while_it_trains_is_remembered_unless_anybody_could_outbid_it(desk, interruptible: bool, remembered: object):
     at = desk(sell(1, interruptible=interruptible), requirements=Requirements(disk_gib=40, interruptible=True))
