@@ -59,7 +59,8 @@ class Outage:
         self.trip.check_urgent()
         now, down_s = self.trip.clock.monotonic_s(), self.machine.shell.down_s
         if self.trip.stop_wanted and down_s > SHORTEST_PATIENCE_S:
-            raise Interrupted("the machine does not answer, and was to stop")
+            again = f"go on with: lorry resume {self.trip.order.run}"
+            raise Interrupted("the machine was to stop, and does not answer; what was at home is kept", hint=again)
         if now - self.asked_at < ASK_S:
             return
         if self.asked_at == -inf:
@@ -84,6 +85,7 @@ class Outage:
 
     def over(self) -> None:
         """It answers again."""
+        self.trip.detail = ""
         if self.said:
             self.trip.say("the machine answers again")
         self.asked_at, self.waited_s, self.ended, self.said = -inf, 0.0, 0, False
