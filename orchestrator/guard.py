@@ -39,6 +39,13 @@ class Beat(BaseModel):
     """Seconds until it ends the machine."""
     why: str
     serial: int | None
+    started: float | None = None
+    now: float | None = None
+
+    @property
+    def age_s(self) -> float:
+        """How long the machine has lived, by its own boot clock; 0 where the guard does not tell."""
+        return max(0.0, self.now - self.started) if self.now is not None and self.started is not None else 0.0
 
 
 def onstart(

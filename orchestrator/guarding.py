@@ -13,6 +13,7 @@ from .budget import WAY_OUT_S
 from .errors import MachineFailed
 from .lifecycle import Phase
 from .trip import Trip
+from .view import duration
 
 if TYPE_CHECKING:
     from .rent import Machine
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 PROOF_S = 60.0
 """A guard beats every few seconds and asks its cloud once; twice that is slow, this is dead."""
 LOOK_S = 0.5
+LOST_S = 5.0
+"""Clocks run a little differently. The machine is younger than its order, so that an honest age is behind ours by its boot."""
 
 
 class GuardUnproven(MachineFailed):
@@ -46,6 +49,8 @@ def guarded(trip: Trip, machine: Machine) -> None:
         )
         return
     first = _beat(machine)
+    if first is not None:
+        count_lost_time(trip, machine, first.age_s)
     left_s = trip.lifetime_s(lease) + WAY_OUT_S
     serial = (first.serial or 0) + 1 if first is not None else 1
     document = guard.lease(serial, left_s, f"~/{trip.order.root}/status.json")
@@ -62,6 +67,14 @@ def guarded(trip: Trip, machine: Machine) -> None:
         first = first or now
     ends = trip.clock.now() + timedelta(seconds=now.left)
     trip.say(f"guard armed and proven: whatever happens here, the machine ends itself by {ends:%Y-%m-%d %H:%M} UTC")
+
+
+def count_lost_time(trip: Trip, machine: Machine, age_s: float) -> None:
+    """The machine is so old by a clock that counts since boot. Where ours says less it was set back while no lorry ran, and catches up."""
+    lost_s = age_s - (trip.ledger.now() - trip.book().attempts[machine.number].intended_at).total_seconds()
+    if lost_s > LOST_S:
+        trip.ledger.catch_up(lost_s)
+        trip.say(f"this computer's clock was set back: the machine is {duration(lost_s)} older than it says, and that is counted")
 
 
 def renew(trip: Trip, machine: Machine) -> None:

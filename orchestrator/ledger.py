@@ -114,6 +114,11 @@ class Ledger:
         """The time for everything that is paid by it: a clock set back since the last entry takes no bill back."""
         return self._clock.now() + self._set_back
 
+    def catch_up(self, lost_s: float) -> None:
+        """So much time has passed that this computer's clock, set back while no lorry ran, knows nothing of: from here on it is counted."""
+        self._set_back += timedelta(seconds=lost_s)
+        self.record("clock", lost_s=round(lost_s, 1))
+
     def book(self) -> Book:
         """What the entries add up to now; what is recorded later does not change it."""
         return self._book

@@ -61,6 +61,8 @@ class Terms:
     def look(self) -> None:
         """One look, as often as you like."""
         if (now := self.trip.clock.monotonic_s()) >= self._look_at:
+            if (status := self.trip.progress.status) is not None:
+                guarding.count_lost_time(self.trip, self.machine, status.uptime_s)
             self._look_at = now + (LOOK_S if self._price() else PAUSE_S)
         if not self.trip.stop_wanted:
             self._queue()

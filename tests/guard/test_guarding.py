@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import FakeClock
+from fakes import T0, FakeClock
 
 from orchestrator.errors import MachineFailed
 from orchestrator.guarding import PROOF_S, guarded, renew
@@ -20,7 +20,7 @@ class Shell:
 
     def __init__(self, *, beats: bool = True, proven: bool = True, hears: bool = True) -> None:
         self.beats, self.proven, self.hears = beats, proven, hears
-        self.count, self.lease = 0, {"serial": None, "left_s": 0.0}
+        self.count, self.lease, self.age_s = 0, {"serial": None, "left_s": 0.0}, 0.0
 
     def check(self, argv: list[str], *, stdin: bytes = b"") -> bytes:
         if stdin:
@@ -33,16 +33,19 @@ class Shell:
         self.count += 1
         serial = self.lease["serial"] if self.hears else None
         beat = {"beat": self.count, "proven": self.proven, "left": self.lease["left_s"], "why": "", "serial": serial}
+        beat |= {"started": 5000.0, "now": 5000.0 + self.age_s}
         return json.dumps(beat).encode()
 
 
 def on(shell: Shell, *, phase: Phase = Phase.SHIPPING, unguarded: bool = False, cloud: object = Sandbox) -> tuple[Any, Any]:
     said: list[str] = []
+    caught_up: list[float] = []
     clock = FakeClock()
     trip = SimpleNamespace(
         clock=clock, said=said, say=said.append, pulse=lambda _: None, check_urgent=lambda: None, lifetime_s=lambda _: 1000.0,
         order=SimpleNamespace(root="lorry/x", unguarded=unguarded),
-        book=lambda: SimpleNamespace(attempts={1: SimpleNamespace(phase=phase)}),
+        book=lambda: SimpleNamespace(attempts={1: SimpleNamespace(phase=phase, intended_at=T0)}),
+        ledger=SimpleNamespace(now=clock.now, caught_up=caught_up, catch_up=caught_up.append),
     )  # fmt: skip
     return trip, SimpleNamespace(lease=SimpleNamespace(provider=cloud), shell=shell, number=1)
 
@@ -82,3 +85,14 @@ def test_a_guard_hears_anew_how_long_the_cap_lasts_and_one_that_is_not_there_is_
     trip, machine = on(silent := Shell(beats=False))
     renew(trip, machine)
     assert silent.lease["serial"] is None
+
+
+@pytest.mark.parametrize(("age_s", "counted"), [(0.0, []), (4.0, []), (3600.0, [3600.0])])
+def test_a_clock_that_was_set_back_while_no_lorry_ran_is_put_right_by_the_machines_age(age_s: float, counted: list[float]):
+    """Else an hour that was paid would not be on the meter, and the guard would be told of an hour too much."""
+    shell = Shell()
+    shell.age_s = age_s
+    trip, machine = on(shell)
+    guarded(trip, machine)
+    assert trip.ledger.caught_up == counted
+    assert any("set back" in line for line in trip.said) == bool(counted)
