@@ -191,6 +191,38 @@ def test_the_lifetime_ends_the_session_and_a_restart_does_not_renew_it(tmp_path:
     assert status(tmp_path).reason == "deadline"
 
 
+def test_a_lifetime_that_the_client_writes_anew_ends_the_session_or_lets_it_go_on(tmp_path: Path) -> None:
+    """A price that rose brings the deadline nearer; a file that makes no sense changes nothing."""
+    queue = session(tmp_path, {"a": "long", "b": "ok"}, lifetime_s=3600)
+    one = supervisor(tmp_path, queue)
+    plain, looks = one._waited, 0
+
+    def wait(worker: Any) -> int | None:
+        nonlocal looks
+        looks += one.watch.current == "a"
+        if looks == 2:
+            (tmp_path / "session.json").write_text("{")
+        if looks == 4:
+            assert one.session.lifetime_s == 3600
+            document = queue.model_copy(update={"lifetime_s": 0.01}).model_dump_json()
+            (tmp_path / "session.json.part").write_text(document)
+            (tmp_path / "session.json.part").replace(tmp_path / "session.json")
+        return plain(worker)
+
+    one._waited = wait  # type: ignore[method-assign]
+    assert one.run() == 75
+    assert states(tmp_path) == {"a": "stopped", "b": "queued"}
+    assert status(tmp_path).reason == "deadline"
+
+
+def test_a_job_that_is_cut_before_its_turn_is_never_begun_and_the_session_is_done_without_it(tmp_path: Path) -> None:
+    queue = session(tmp_path, {"a": "ok", "b": "ok", "c": "ok"}, bases=["x", "x", "y"])
+    (tmp_path / "jobs/c/stop").touch()
+    assert supervisor(tmp_path, queue).run() == 0
+    assert (tmp_path / "groups").read_text().splitlines() == ["a b"]
+    assert (states(tmp_path)["c"], status(tmp_path).reason) == ("queued", "done")
+
+
 def test_a_worker_that_does_not_listen_is_killed_after_the_grace_period(tmp_path: Path) -> None:
     queue = session(tmp_path, {"a": "deaf"}, lifetime_s=0.5)
     assert supervisor(tmp_path, queue, grace_s=0.3).run() == 75
