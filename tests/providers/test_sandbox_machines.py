@@ -10,6 +10,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sandbox_help import poll, processes_of
 
 from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
 from providers.sandbox.billing import bill
+from providers.sandbox.happenings import Happening
 from providers.sandbox.processes import ProcessId, alive, descendants, identify, send
 from providers.sandbox.provider import Sandbox
 from providers.sandbox.server import Server
@@ -278,3 +280,12 @@ def test_a_number_that_was_handed_out_again_is_not_signalled() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_slow_line_takes_as_long_as_it_must_both_ways(rented: Rented) -> None:
+    """Never sooner; how much later, a busy computer decides."""
+    rented.server.happen(Happening(what="line", scale=100_000.0))
+    instance = rented.launch()
+    begun = time.monotonic()
+    assert len(rented.run(instance, "head -c 200000 /dev/zero | tr '\\0' x")) == 200_000
+    assert time.monotonic() - begun > 1.8

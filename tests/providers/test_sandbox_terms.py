@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_sandbox_market import ACCOUNT, OTHER, FakeMachines, World
 
+from providers.sandbox.cards import CUDA, VARIABLE, Card
 from providers.sandbox.happenings import Happening, happen
 from providers.sandbox.limits import Limits
 from providers.sandbox.machines import Boot, Seen
@@ -196,3 +198,39 @@ def test_limits_count_by_endpoint_and_customer() -> None:
     assert (limits.wait_s("a", "you", 5), limits.wait_s("b", "you", 5)) == (3, 0)
     now = 5.0
     assert limits.wait_s("a", "you", 5) == 0
+
+
+def card_of(world: World, offer: str) -> dict[str, object]:
+    """What a machine rented now tells of its card."""
+    rental = world.market.create(ACCOUNT, offer, world.spec())
+    machines = world.market.machines
+    assert isinstance(machines, Machines)
+    told: dict[str, object] = json.loads(machines.env[rental.id][VARIABLE])
+    world.market.destroy(ACCOUNT.name, rental.id)
+    return told
+
+
+def test_a_machine_tells_the_card_that_was_offered_unless_somebody_has_swapped_it(world: World) -> None:
+    market = world.market
+    offer = market.offer(OFFER)
+    assert offer is not None
+    honest = {"cards": [{"name": offer.gpu_name, "vram_bytes": int(offer.vram_gib * 2**30)}], "cuda": CUDA}
+    assert card_of(world, OFFER) == honest
+    small = Card(name="NVIDIA GeForce GTX 1650", vram_gib=4.0)
+    swapped = {"cards": [{"name": small.name, "vram_bytes": 4 * 2**30}], "cuda": CUDA}
+    happen(market, Happening(what="card", card=small))
+    assert card_of(world, OFFER) == swapped
+    assert card_of(world, OFFER) == honest, "without an offer only the next machine"
+    happen(market, Happening(what="card", offer=OFFER, card=small))
+    assert card_of(world, "2002") != swapped
+    assert [card_of(world, OFFER), card_of(world, OFFER)] == [swapped, swapped]
+    with pytest.raises(MarketError, match="needs a card"):
+        happen(market, Happening(what="card"))
+
+
+def test_a_slow_line_is_of_the_offer_or_of_the_next_machine(world: World) -> None:
+    market = world.market
+    happen(market, Happening(what="line", scale=5000.0))
+    assert [market.create(ACCOUNT, offer, world.spec()).bytes_per_s for offer in ("2001", "2002")] == [5000.0, 0.0]
+    happen(market, Happening(what="line", offer=OFFER, scale=7000.0))
+    assert [market.create(ACCOUNT, offer, world.spec()).bytes_per_s for offer in ("2003", OFFER)] == [0.0, 7000.0]
