@@ -57,7 +57,10 @@ PrintMotd no
 PrintLastLog no
 PidFile none
 LogLevel VERBOSE
+SetEnv SHLVL=1
 """
+"""The last line: bash takes a first-level shell below sshd for a person's and reads the startup files of this computer's owner, which may
+take seconds (pyenv, conda) or, with a lock that a killed one left behind, a minute. Those of the machine are read one shell further in."""
 
 ENTER = """\
 #!/bin/sh
