@@ -20,8 +20,8 @@ from typing import Any
 from .budget import GIB
 from .errors import UsageError
 from .home import Home
-from .report.receipt import unwatched
 from .timer import timer_state
+from .unattended import open_runs
 from .versions import flaws_of, version_in
 
 ROOM_GIB, LITTLE_ROOM_GIB = 0.5, 5.0
@@ -98,24 +98,21 @@ def this_computer(home: Home) -> Iterator[Check]:
 
 def runs(home: Home) -> Iterator[Check]:
     """Leases of this computer's runs that may cost money now."""
-    watched = 0
-    alone = []
-    for folder in home.runs():
-        if folder.book().open_attempts:
-            if unwatched(folder):
-                alone.append(folder)
-            else:
-                watched += 1
-    for folder in alone:
-        rate = sum(attempt.usd_per_hour for attempt in folder.book().open_attempts)
-        yield trouble(
-            "runs",
-            f"{folder.id} has a machine that may be billing ${rate:.3f} an hour, and no lorry looks after it",
-            f"lorry attach {folder.id} goes on with it, lorry down {folder.id} ends it",
-            10,
-        )
-    if not alone:
-        yield ok("runs", f"{watched} under way and looked after" if watched else "no machine of a run of this computer may be billing")
+    found = open_runs(home)
+    watched = [run for run in found if run.book is not None and run.is_looked_after]
+    for run in found:
+        if run.book is None:
+            yield trouble("runs", f"the book of {run.folder.id} cannot be read: it may hold a machine", "lorry reap shows what lives", 10)
+        elif run not in watched:
+            rate = sum(attempt.usd_per_hour for attempt in run.book.open_attempts)
+            yield trouble(
+                "runs",
+                f"{run.folder.id} has a machine that may be billing ${rate:.3f} an hour, and no lorry looks after it",
+                f"lorry attach {run.folder.id} goes on with it, lorry down {run.folder.id} ends it",
+                10,
+            )
+    if len(watched) == len(found):
+        yield ok("runs", f"{len(watched)} under way and looked after" if found else "no machine of a run of this computer may be billing")
 
 
 def timer(home: Home, *, needed: bool) -> Check:

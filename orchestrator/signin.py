@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -24,8 +25,10 @@ from .clock import SystemClock
 from .credentials import KeyStore
 from .errors import UsageError
 from .home import Home
+from .ledger import Book
 from .redaction import hide
 from .tools import make_tools
+from .unattended import open_runs
 
 LONGEST_KEY = 4096
 """Characters read from stdin; keys have some dozens."""
@@ -120,14 +123,23 @@ def examine(named: Sequence[str]) -> Iterator[doctor.Check]:
         yield doctor.trouble("keys", str(err), err.hint, err.exit_code)
         return
     yield doctor.timer(home, needed=bool(keyed))
-    books = {folder.id: folder.book() for folder in home.runs()}
-    driven = {folder.id for folder in home.runs() if folder.is_driven}
+    books = _books(home)
+    driven = {run.folder.id for run in open_runs(home) if run.book is not None and run.is_looked_after}
     tools = make_tools(as_json=False)
     for name in dict.fromkeys([*named, *keyed]):
         yield from accounts.look(name, tools.provider, store, books, driven, tools.clock.now())
     if not keyed:
         hint = f"lorry login PROVIDER, one of {', '.join(accounts.wanting_keys())}; `sandbox` needs no key and costs nothing"
         yield doctor.warning("clouds", "there is no key for any cloud", hint)
+
+
+def _books(home: Home) -> dict[str, Book]:
+    """Every book that can be read; the others are told by `doctor.runs`."""
+    books = {}
+    for folder in home.runs():
+        with suppress(OSError):
+            books[folder.id] = folder.book()
+    return books
 
 
 def _api_key(name: str) -> ApiKey:
