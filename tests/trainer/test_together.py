@@ -315,6 +315,23 @@ def test_one_job_is_stopped_and_the_others_go_on(train: Callable[..., list[AnyEv
     assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_job_that_was_cut_goes_on_later_and_neither_it_nor_its_neighbour_is_another_for_it(
+    train: Callable[..., list[AnyEvent]], root: Path, together: bool
+) -> None:
+    """One by one to the bit. In shared passes to rounding: a pass of one adds up in another order than a pass of two."""
+    out = f"cut, {together}"
+    train(PAIR, f"whole, {together}", together=together)
+    cut = train(PAIR, out, together=together, leave_at={"bad": 3})
+    assert (ends(cut)["bad"].state, ends(cut)["good"].state) == ("stopped", "done")
+    later = train(PAIR[1:], out, together=together)
+    assert ends(later)["bad"].state == "done"
+    assert min(losses(later, "bad")) == 4, "from its checkpoint"
+    for name in ("good", "bad"):
+        a, b = weights(root, out, name), weights(root, f"whole, {together}", name)
+        assert (a - b).norm() <= (1e-5 if together else 0.0) * b.norm()
+
+
 def test_too_many_for_the_memory_share_smaller_passes(
     train: Callable[..., list[AnyEvent]], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
