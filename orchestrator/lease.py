@@ -64,6 +64,8 @@ class Lease:
     gpu: str
     ledger: Ledger
     clock: Clock
+    account: str = ""
+    """Whose money it is; empty where the cloud does not tell."""
     instance_ids: list[str] = field(default_factory=list)
     seen: bool = False
     """Whether this process has seen the machine alive: until then its absence may be its youth."""
@@ -75,7 +77,8 @@ class Lease:
         """Rent `offer`: intent first, then the create, once.
 
         Raises what `Provider.launch` raises when certain that nothing was rented; in doubt it looks for
-        the label before it says so.
+        the label before it says so. A cloud that cannot say whose key this is could not be seen to be rid of a machine: it
+        rents none, and raises what `Provider.account` raises.
         """
         number = ledger.book().next_attempt
         lease = cls(
@@ -87,6 +90,7 @@ class Lease:
             gpu=offer.gpu_name,
             ledger=ledger,
             clock=clock,
+            account=provider.account().id,
         )
         ledger.record(
             Signal.INTENT,
@@ -99,7 +103,7 @@ class Lease:
             usd_per_hour=offer.prices.usd_per_hour(spec.disk_gib),
             prices=_as_text(offer.prices),
             disk_gib=spec.disk_gib,
-            account=_account_of(provider),
+            account=lease.account,
         )
         try:
             instance = provider.launch(offer, spec)
@@ -116,11 +120,8 @@ class Lease:
 
         Raises `NeverCreated` when the machine was certainly never made, and `WrongAccount` where this key cannot see it.
         """
-        if attempt.account and (account := _account_of(provider)) and account != attempt.account:
-            raise WrongAccount(
-                f"{attempt.label} was rented at {provider.name} by account {attempt.account}; the key in use is of account {account}",
-                hint=f"use a key of that account (lorry login {provider.name}): to any other its machines look gone while they bill",
-            )
+        with contextlib.suppress(ProviderError):  # not now; it is asked again before anything is believed to be gone
+            _prove_key(provider, attempt.label, attempt.account)
         lease = cls(
             number=attempt.number,
             label=attempt.label,
@@ -130,6 +131,7 @@ class Lease:
             gpu=attempt.gpu,
             ledger=ledger,
             clock=clock,
+            account=attempt.account,
             instance_ids=list(attempt.instance_ids),
         )
         if attempt.phase is Phase.LAUNCHING:
@@ -185,7 +187,7 @@ class Lease:
             if not self.instance_ids:
                 self._search()
             known = attempt.phase not in {Phase.LAUNCHING, Phase.BOOTING, Phase.RELEASING} or self.seen
-            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock, known=known)
+            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock, account=self.account, known=known)
         except MayStillBill:
             raise
         except BaseException as err:
@@ -213,6 +215,7 @@ class Lease:
                 usd_per_hour=self.prices.usd_per_hour(self.disk_gib),
                 prices=_as_text(self.prices),
                 disk_gib=self.disk_gib,
+                account=self.account,
             )
 
     def _undo(self, err: BaseException) -> None:
@@ -241,7 +244,7 @@ class Lease:
                         with contextlib.suppress(OSError):  # see `release`
                             self._hold(found.id, "label")
                 if not self.instance_ids:
-                    self.provider.account()  # to a stranger everything is absent
+                    _prove_key(self.provider, self.label, self.account)
             except ProviderError as err:
                 if is_late:
                     raise _cannot_tell(self.provider, self.label, err) from err
@@ -266,14 +269,21 @@ def is_ours(found: str, label: str) -> bool:
 
 
 def destroy(
-    provider: Provider, instance_ids: Sequence[str], label: str, clock: Clock, *, known: bool = True, patience_s: float = PATIENCE_S
+    provider: Provider,
+    instance_ids: Sequence[str],
+    label: str,
+    clock: Clock,
+    *,
+    account: str = "",
+    known: bool = True,
+    patience_s: float = PATIENCE_S,
 ) -> str:
     """End the instances and watch until the cloud agrees; returns what was seen, for the ledger.
 
     Gone means, twice in a row: every instance is described as gone, a whole listing shows neither them nor the label, and the key
-    still works, for to a stranger everything is absent. An instance that was never seen alive (`known`) may be so young that the
-    cloud does not show it yet: it is looked for until the grace window is over, and once more, for this computer may have slept since
-    it looked. Raises `MayStillBill` when all this was not seen within `patience_s`.
+    still works and opens the `account` that rented, for to a stranger everything is absent. An instance that was never seen alive
+    (`known`) may be so young that the cloud does not show it yet: it is looked for until the grace window is over, and once more,
+    for this computer may have slept since it looked. Raises `MayStillBill` when all this was not seen within `patience_s`.
     """
     begun = clock.monotonic_s()
     ids, unseen = list(instance_ids), set() if known else set(instance_ids)
@@ -289,7 +299,7 @@ def destroy(
         try:
             left = [i for i in ids if provider.describe(i).status is not InstanceStatus.GONE]
             listed = {i.id for i in provider.instances() if i.id in ids or is_ours(i.label, label)}
-            provider.account()
+            _prove_key(provider, label, account)
         except Exception as err:  # noqa: BLE001  whatever it is: until it is seen to be gone, it may bill
             clean, trouble = 0, str(err) or type(err).__name__
         else:
@@ -354,12 +364,14 @@ def _live(known: Prices, told: Prices) -> Prices:
     )
 
 
-def _account_of(provider: Provider) -> str:
-    """Whose money it is; empty when the cloud does not tell, or not now."""
-    try:
-        return provider.account().id
-    except ProviderError:
-        return ""
+def _prove_key(provider: Provider, label: str, account: str) -> None:
+    """See that the key works, and opens the account that rented: to a stranger everything is absent. Raises `WrongAccount`."""
+    told = provider.account().id
+    if account and told and told != account:
+        raise WrongAccount(
+            f"{label} was rented at {provider.name} by account {account}; the key in use is of account {told}",
+            hint=f"use a key of that account (lorry login {provider.name}): to any other its machines look gone while they bill",
+        )
 
 
 def usage_of(attempt: Attempt) -> Usage:

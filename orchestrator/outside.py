@@ -12,7 +12,7 @@ from .errors import Interrupted, MayStillBill, outcome_of
 from .home import Busy, RunFolder
 from .lease import PATIENCE_S, destroy
 from .order import read_order
-from .rent import adopted, give_back, visited
+from .rent import end, visited
 from .report.receipt import progress_of
 from .run import attach, begin
 from .trip import Tools, Trip
@@ -36,9 +36,7 @@ def down(folder: RunFolder, tools: Tools) -> dict[str, Any]:
         with folder.driving(), tools.interrupts.caught():
             trip = begin(read_order(folder), folder, folder.ledger(tools.clock), tools)
             ended = outcome_of(Interrupted("ended by lorry down", hint=f"go on with: lorry resume {folder.id}"))
-            for attempt in trip.book().open_attempts:
-                if (lease := adopted(trip, attempt)) is not None:
-                    give_back(trip, lease, "lorry down", ended)
+            end(trip, trip.book().open_attempts, "lorry down", ended)
             if trip.book().closed is None:
                 return close(trip, None, ended)
             folder.forget_stop()

@@ -5,8 +5,8 @@ What failed is destroyed and seen to be gone before the next is tried. Knows not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
@@ -149,18 +149,32 @@ def _given_back_too(trip: Trip, beside: list[_Held]) -> Iterator[None]:
         yield
     except BaseException as err:
         outcome = None if isinstance(err, MachineFailed) else outcome_of(err)
-        for other in beside:
-            give_back(trip, other.lease, str(err) or type(err).__name__, outcome)
+        with ExitStack() as each:  # trouble with one must not spare the next
+            for other in beside:
+                each.callback(give_back, trip, other.lease, str(err) or type(err).__name__, outcome)
         raise
 
 
 def _let_go(trip: Trip, machine: Machine, beside: list[_Held]) -> None:
     """One is ready: the others go at once, and its guard is told that the cap is its alone."""
     if beside:
-        for other in beside:
-            give_back(trip, other.lease, "the other of two was ready first")
+        with ExitStack() as each:
+            for other in beside:
+                each.callback(give_back, trip, other.lease, "the other of two was ready first")
         beside.clear()
         guarding.renew(trip, machine)
+
+
+def end(trip: Trip, attempts: Iterable[Attempt], why: str, outcome: dict[str, Any] | None = None) -> None:
+    """Adopt and give back each of these; trouble with one does not spare the next, and is raised when all were tried."""
+
+    def one(attempt: Attempt) -> None:
+        if (lease := adopted(trip, attempt)) is not None:
+            give_back(trip, lease, attempt.told or why, outcome)
+
+    with ExitStack() as each:
+        for attempt in reversed(tuple(attempts)):  # the last called back first
+            each.callback(one, attempt)
 
 
 def give_back(trip: Trip, lease: Lease, why: str, outcome: dict[str, Any] | None = None) -> None:
@@ -183,14 +197,18 @@ def _leases(trip: Trip) -> Iterator[list[_Held]]:
 
 def _taken_up(trip: Trip) -> list[_Held]:
     """What an earlier process held, the furthest first; what it had given up is given back."""
-    held = []
-    for taken in sorted(trip.book().open_attempts, key=lambda one: (-PROGRESS.index(one.phase), one.number)):
-        if (lease := adopted(trip, taken)) is None:
-            continue
-        if taken.phase is Phase.RELEASING:
-            give_back(trip, lease, taken.told)
-        else:
-            held.append(_Held(lease=lease, offer=offer_of(trip, taken)))
+    found = sorted(trip.book().open_attempts, key=lambda one: (-PROGRESS.index(one.phase), one.number))
+    wanted = [one for one in found if one.phase is not Phase.RELEASING]
+    try:
+        end(trip, (one for one in found if one.phase is Phase.RELEASING), "")
+    except BaseException as err:  # the run ends there, and with it all that it holds
+        end(trip, wanted, str(err) or type(err).__name__, outcome_of(err))
+        raise
+    held: list[_Held] = []
+    with _given_back_too(trip, held):
+        for taken in wanted:
+            if (lease := adopted(trip, taken)) is not None:
+                held.append(_Held(lease=lease, offer=offer_of(trip, taken)))  # noqa: PERF401  one by one: trouble gives back what is held
     return held
 
 
@@ -320,6 +338,8 @@ def _reach(trip: Trip, lease: Lease, waited_s: float = 0.0) -> Machine | Failed:
             if not err.transient:
                 raise
             words = str(err)
+            if in_use:  # nobody can be asked, maybe it is this computer that is offline: the machine trains on meanwhile
+                until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
         else:
             words = instance.status_text or instance.status
             missed = missed + 1 if instance.status in OVER else 0

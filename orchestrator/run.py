@@ -23,7 +23,7 @@ from .market import plan_document
 from .onward import leave_behind, onward, stand_by
 from .order import Order, read_order, write_order
 from .plan import Plan
-from .rent import adopted, give_back, rented
+from .rent import end, rented
 from .report.receipt import progress_of
 from .trip import Tools, Trip
 from .watch import pull, start, watch
@@ -116,9 +116,7 @@ def go_on(trip: Trip) -> dict[str, Any]:
     if last is None or outcome is None:
         return drive(trip)
     try:
-        for attempt in book.open_attempts:
-            if (lease := adopted(trip, attempt)) is not None:
-                give_back(trip, lease, attempt.told or last.told)
+        end(trip, book.open_attempts, last.told)
     except WrongAccount:
         raise
     except (LorryError, ProviderError) as err:

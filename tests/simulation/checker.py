@@ -48,7 +48,8 @@ def faults(story: Story) -> list[str]:
 def _silent(story: Story) -> list[str]:
     """Alive, and no alarm: the last command did not end with 10, and `lorry ps` would not."""
     last = story.told[-1]
-    alive = [m.id for m in story.world.cloud.machines if m.until_s is None]
+    key_of = story.world.cloud.key_of  # to another account's machines only the book leads
+    alive = [m.id for m in story.world.cloud.machines if m.until_s is None and not (story.lost and m.account != key_of)]
     if not alive or last.exit_code == 10 or story.alarmed:
         return []
     return [f"{', '.join(alive)} bills on; the last command, {last.command}, ended with {last.exit_code}, and no alarm"]
@@ -90,7 +91,7 @@ def _left(story: Story) -> list[str]:
     world = story.world
     weather, now = world.weather, world.time_s
     deaf = weather.down_for_good or now >= weather.session_ends_s or weather.storm[0] < now < weather.storm[1] + TOLERATED_S * 2
-    left = [m.id for m in world.cloud.machines if m.until_s is None and not m.stubborn]
+    left = [m.id for m in world.cloud.machines if m.until_s is None and not m.stubborn and m.account == world.cloud.key_of]
     young = story.told[-1].command == "reap" and any(now < m.lists_after_s + TOLERATED_S for m in world.cloud.machines)
     deaf = deaf or weather.trouble or young
     return [f"{', '.join(left)} bills on, and could have been ended"] if left and not deaf else []

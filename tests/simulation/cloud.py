@@ -20,6 +20,7 @@ LATE_S = 120.0
 TIMEOUT_S = 30.0
 SHORTEST_LABEL = 32
 """A cloud that cuts labels keeps so much."""
+OURS, THEIRS = "account-1", "account-2"
 EVERYTHING = frozenset({"launch", "describe", "instances", "terminate", "account"})
 
 ITSELF = SelfDestroy(method="DELETE", url="https://cloud.example/{ID}", key="{KEY}", id_env="ID")
@@ -36,6 +37,8 @@ class Cloud:
     """The label of every create that arrived, in order."""
     name: str = "fake"
     console_url: str = "https://cloud.example/machines"
+    key_of: str = OURS
+    """The account to which the user's key belongs now."""
 
     @property
     def self_destroy(self) -> SelfDestroy | None:
@@ -87,9 +90,9 @@ class Cloud:
         found = self._by_id(instance_id)
         if found is None:
             return _gone(instance_id)
-        if now >= world.weather.session_ends_s:
+        if now >= world.weather.session_ends_s or found.account != self.key_of:
             if found.until_s is None:
-                world.hit("logged out", "the user is logged out: 404")
+                self._is_stranger(found)
             return found.gone
         if found.until_s is not None:
             if now >= found.until_s + found.lingers_s:
@@ -109,13 +112,12 @@ class Cloud:
     def instances(self) -> Sequence[Instance]:
         self._call("instances")
         world, now = self.world, self.world.time_s
-        if now >= world.weather.session_ends_s:
-            if any(m.until_s is None for m in self.machines):
-                world.hit("logged out", "the user is logged out: an empty list")
-            return []
-        listed = []
+        is_logged_out, listed = now >= world.weather.session_ends_s, []
         for m in self.machines:
-            if m.until_s is not None:
+            if is_logged_out or m.account != self.key_of:
+                if m.until_s is None:
+                    self._is_stranger(m)
+            elif m.until_s is not None:
                 if now < m.until_s + m.lingers_s:
                     world.hit("dead one listed", f"{m.id} is listed, and gone")
                     listed.append(self._instance(m))
@@ -129,7 +131,8 @@ class Cloud:
         world, now = self.world, self.world.time_s
         self._call("terminate")
         found = self._by_id(instance_id)
-        if found is not None and max(found.from_s, found.shows_after_s) <= now < world.weather.session_ends_s:
+        is_ours = found is not None and found.account == self.key_of
+        if is_ours and max(found.from_s, found.shows_after_s) <= now < world.weather.session_ends_s:
             if found.deaf > 0:
                 found.deaf -= 1
                 world.hit("terminate ignored", f"terminate {instance_id}: answered well, and does nothing")
@@ -148,10 +151,16 @@ class Cloud:
         self._call("account")
         if self.world.time_s >= self.world.weather.session_ends_s:
             raise AuthError("session expired")
-        return Account(name="sim")
+        return Account(name="sim", id=self.key_of)
 
     def billed_usd(self, instance_id: str) -> Decimal | None:
         return None
+
+    def _is_stranger(self, machine: Machine) -> None:
+        if machine.account != self.key_of:
+            self.world.hit("another's key", f"{machine.id} is not there for the key of {self.key_of}")
+        else:
+            self.world.hit("logged out", f"the user is logged out: {machine.id} is not there")
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -194,6 +203,7 @@ class Cloud:
         if label != spec.label:
             world.hit("label cut")
         machine = Machine(world, len(self.machines) + 1, offer, spec.label, label, world.time_s + late_s)
+        machine.account = self.key_of
         self.machines.append(machine)
         world.tell(f"{machine.id} is rented as {label!r}" + (f", in {late_s:.0f} s" if late_s else ""))
         machine.fate(spec.onstart)

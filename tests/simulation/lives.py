@@ -15,7 +15,7 @@ from orchestrator.trip import Tools
 from providers.errors import ProviderError
 from providers.wrappers import Retrying
 
-from .cloud import LATE_S
+from .cloud import LATE_S, OURS, THEIRS
 from .disk import Name
 from .effects import Crash, Endless
 from .machine import LAG_S, NEVER_S
@@ -68,6 +68,7 @@ def live(seed: int, tally: Counter[tuple[str, str]] | None = None, *, telling: b
     _between(story)
     world.disk.full = (0, 0)
     world.weather.trouble /= 4
+    world.cloud.key_of = OURS
     _command(story, folder, rng.choice(("attach", "down", "reap")) if _has_book(folder) else "reap")
     story.alarmed = _has_book(folder) and unwatched(folder)
     return story
@@ -110,6 +111,9 @@ def _between(story: Story) -> None:
     if world.time_s >= world.weather.session_ends_s and rng.random() < 0.8:
         world.weather.session_ends_s = NEVER_S
         world.tell("the user logs in again")
+    if rng.random() < (0.7 if world.cloud.key_of == THEIRS else 0.04):
+        world.cloud.key_of = OURS if world.cloud.key_of == THEIRS else THEIRS
+        world.tell(f"the key is that of {world.cloud.key_of} now")
     if rng.random() < 0.03:
         world.hit("computer lost", "the computer is lost, with the book of the run")
         world.disk.files.clear()

@@ -30,6 +30,8 @@ class Machine:
     def __init__(self, world: World, number: int, offer: Offer, asked_label: str, label: str, from_s: float) -> None:
         self.world, self.number, self.id = world, number, f"i-{number}"
         self.gpu = offer.gpu_name
+        self.account = ""
+        """Who pays for it."""
         self.asked_label = asked_label
         """What the create asked for."""
         self.label = label

@@ -124,9 +124,12 @@ RULES: dict[str, Rule] = {
         "gone is believed only with a key that works",
         LEASE,
         (
-            ("            provider.account()\n        except Exception", "        except Exception"),
-            ("                    self.provider.account()  #", "                    pass  #"),
+            ("            _prove_key(provider, label, account)\n        except Exception", "        except Exception"),
+            ("                    _prove_key(self.provider, self.label, self.account)", "                    pass"),
         ),
+    ),
+    "same-account": Rule(
+        "gone is believed only with a key of the account that rented", LEASE, (("if account and told and told != account:", "if not told:"),)
     ),
     "no-end-by-timeout": Rule(
         "running out of patience closes nothing",
