@@ -78,6 +78,7 @@ class CloudHTTP:
         key_hint: str = "",
         timeout_s: float = TIMEOUT_S,
         ids_in: Callable[[Any], tuple[str, ...]] = no_ids,
+        pace: Pace | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         if not key:
@@ -89,6 +90,7 @@ class CloudHTTP:
         self._key = key
         self._key_hint = key_hint
         self._ids_in = ids_in
+        self._pace = pace or Pace({})
         self._client = httpx.Client(
             headers={"User-Agent": user_agent(), "Accept": "application/json", "Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -111,11 +113,13 @@ class CloudHTTP:
         params: Mapping[str, str] | None = None,
         json: object | None = None,
         expect: frozenset[int] = frozenset({200}),
+        kind: str = "",
     ) -> Answer:
-        """Ask once. Answers with a status of `expect` come back; every other one raises a `ProviderError`."""
+        """Ask once, in the turn of this `kind` of call. Answers with a status of `expect` come back; all others raise a `ProviderError`."""
         what = f"{method} {path}"
         try:
-            response = self._client.request(method, f"{self.base_url}{path}", params=params, json=json)
+            with self._pace.turn(kind):
+                response = self._client.request(method, f"{self.base_url}{path}", params=params, json=json)
         except httpx.TimeoutException as error:
             raise Unavailable(f"{self._cloud} did not answer {what} in time") from self._safe(error)
         except (httpx.TransportError, httpx.DecodingError) as error:

@@ -26,7 +26,7 @@ from pydantic import Field
 from .answers import Id, OddIsNone, Wire, as_agreed, readable, record, said
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SelfDestroy, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP
+from .http import Answer, CloudHTTP, Pace
 from .keys import ApiKey
 
 URL = "https://api.runpod.io/v2"
@@ -42,6 +42,8 @@ DISK_USD_PER_GIB_HOUR = round(Decimal("0.10") / (30 * 24), 9)
 RELIABILITY = {"SECURE": 0.99, "COMMUNITY": 0.96}
 """RunPod publishes none. ASSUMED: data centres against vetted private hosts."""
 SANE_USD_PER_HOUR = Decimal(1000)
+INTERVALS_S = {"show": 2.0, "list": 1.0}
+"""60 calls a minute is the documented quota: whoever only looks leaves half of it to those who act."""
 PAGE_SIZE = 100
 PAGE_LIMIT = 1000  # pages; a cursor that never ends is not an answer
 
@@ -191,8 +193,8 @@ class RunPod:
         in_client_file=key_in,
     )
 
-    def __init__(self, key: str, *, url: str = URL, graphql_url: str = GRAPHQL_URL) -> None:
-        self._key, self._url, self._graphql_url = key, url, graphql_url
+    def __init__(self, key: str, *, url: str = URL, graphql_url: str = GRAPHQL_URL, intervals_s: Mapping[str, float] = INTERVALS_S) -> None:
+        self._key, self._url, self._graphql_url, self._pace = key, url, graphql_url, Pace(intervals_s)
 
     @classmethod
     def from_env(cls, key: str = "") -> RunPod:
@@ -232,10 +234,12 @@ class RunPod:
         pod = _read(_Pod, answer.data)
         if pod.name != spec.label:  # it could not be found again by its label, so it must not live
             raise UnexpectedResponse(f"RunPod named the pod {pod.name!r}, asked for {spec.label!r}", instance_ids=ids)
+        if offer.region and pod.dataCenterId and country(pod.dataCenterId) != offer.region:  # the data centre of a create is a preference
+            raise UnexpectedResponse(f"RunPod put the pod into {pod.dataCenterId}, asked for {offer.region}", instance_ids=ids)
         return _instance(pod)
 
     def describe(self, instance_id: str) -> Instance:
-        answer = self._http.call("GET", f"/pods/{instance_id}", expect=frozenset({200, 404}))
+        answer = self._http.call("GET", f"/pods/{instance_id}", expect=frozenset({200, 404}), kind="show")
         if _absent(answer):
             # Somebody else's key is told "not found" too. Ours works if it can list, and then the list must agree.
             if any(instance.id == instance_id for instance in self.instances()):
@@ -250,7 +254,7 @@ class RunPod:
         found: dict[str, Instance] = {}
         params = {"limit": str(PAGE_SIZE), "includeClusterPods": "true"}
         for _ in range(PAGE_LIMIT):
-            page = _read(_Pods, self._http.call("GET", "/pods", params=params).data)
+            page = _read(_Pods, self._http.call("GET", "/pods", params=params, kind="list").data)
             found |= {pod.id: _instance(pod) for pod in page.pods}
             more = page.pagination
             if not more.hasNextPage and not more.nextCursor:  # an older API has no pages and tells of none
@@ -292,7 +296,7 @@ class RunPod:
 
     @cached_property
     def _http(self) -> CloudHTTP:
-        return CloudHTTP(self._url, cloud="RunPod", key=self._key, key_hint=KEY_HINT, ids_in=_ids)
+        return CloudHTTP(self._url, cloud="RunPod", key=self._key, key_hint=KEY_HINT, ids_in=_ids, pace=self._pace)
 
     @cached_property
     def _graphql(self) -> CloudHTTP:

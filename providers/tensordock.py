@@ -15,7 +15,7 @@ import base64
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ from pydantic import Field
 from .answers import Id, OddIsNone, Wire, as_agreed, readable, record, said
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
 from .errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, UnexpectedResponse
-from .http import Answer, CloudHTTP
+from .http import Answer, CloudHTTP, Pace
 from .keys import ApiKey
 
 URL = "https://dashboard.tensordock.com/api/v2"
@@ -38,6 +38,8 @@ CORES, MEMORY_GB = 8, 32  # for one card; to be had in steps of 2 and 8
 IMAGE = "ubuntu2404_ml_pytorch"
 """Brings driver, CUDA and torch. Container images cannot run here: only a name without "/" and ":" is taken for one of TensorDock's."""
 DATA_CENTRE_TIER = 3
+INTERVALS_S = {"GET": 1.0}
+"""100 calls a minute is the documented quota: whoever only looks leaves some of it to those who act."""
 
 GPU = re.compile(r"(?:geforce)?(?P<model>[a-z0-9]+)-(?P<bus>[a-z0-9]+)-(?P<gib>\d+)gb")
 NAMES = {
@@ -144,8 +146,8 @@ class TensorDock:
     self_destroy = None
     api_key = ApiKey(variable="TENSORDOCK_API_KEY", addresses={"LORRY_TENSORDOCK_URL": URL}, made_at="https://dashboard.tensordock.com/api")
 
-    def __init__(self, key: str, *, url: str = URL) -> None:
-        self._key, self._url = key, url
+    def __init__(self, key: str, *, url: str = URL, intervals_s: Mapping[str, float] = INTERVALS_S) -> None:
+        self._key, self._url, self._pace = key, url, Pace(intervals_s)
 
     @classmethod
     def from_env(cls, key: str = "") -> TensorDock:
@@ -227,11 +229,11 @@ class TensorDock:
 
     @cached_property
     def _http(self) -> CloudHTTP:
-        return CloudHTTP(self._url, cloud="TensorDock", key=self._key, key_hint=KEY_HINT, ids_in=_ids)
+        return CloudHTTP(self._url, cloud="TensorDock", key=self._key, key_hint=KEY_HINT, ids_in=_ids, pace=self._pace)
 
     def _ask(self, method: str, path: str, *, body: object | None = None, expect: frozenset[int] = frozenset({200})) -> Answer:
         """One call. A failure may come with status 200 and its real status in the body."""
-        answer = self._http.call(method, path, json=body, expect=expect)
+        answer = self._http.call(method, path, json=body, expect=expect, kind=method)
         document = record(answer.data)
         told = document.get("status")
         status = told if isinstance(told, int) and told >= 400 else 400 if document.get("error") and answer.status < 300 else answer.status

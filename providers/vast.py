@@ -321,13 +321,12 @@ class Vast:
 
     @cached_property
     def _http(self) -> CloudHTTP:
-        return CloudHTTP(self._url, cloud="Vast", key=self._key, key_hint=KEY_HINT, ids_in=_ids)
+        return CloudHTTP(self._url, cloud="Vast", key=self._key, key_hint=KEY_HINT, ids_in=_ids, pace=self._pace)
 
     def _ask(self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None, body: object | None = None) -> Answer:
         """One call, in its turn; the answers that say nothing of its effect, and those about key and limits, are errors for every kind."""
         try:
-            with self._pace.turn(kind):
-                answer = self._http.call(method, path, params=params, json=body, expect=READABLE)
+            answer = self._http.call(method, path, params=params, json=body, expect=READABLE, kind=kind)
         except RateLimited as error:
             raise _limited(error) from None
         code = _code(answer.data)

@@ -97,9 +97,10 @@ class Rehearsal:
             case "vast":
                 return Vast(told["vast_api_key"], url=told["vast_url"], intervals_s={})
             case "runpod":
-                return RunPod(told["runpod_api_key"], url=told["runpod_rest_url"], graphql_url=told["runpod_graphql_url"])
+                urls = {"url": told["runpod_rest_url"], "graphql_url": told["runpod_graphql_url"]}
+                return RunPod(told["runpod_api_key"], **urls, intervals_s={})
             case _:
-                return TensorDock(told["tensordock_api_key"], url=told["tensordock_url"])
+                return TensorDock(told["tensordock_api_key"], url=told["tensordock_url"], intervals_s={})
 
     def script(self, *faults: Fault) -> None:
         self.server.faults.set(faults)

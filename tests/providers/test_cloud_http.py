@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from providers.errors import AuthError, ProviderError, RateLimited, Unavailable, UnexpectedResponse
-from providers.http import CloudHTTP, retry_after_s
+from providers.http import CloudHTTP, Pace, retry_after_s
 
 KEY = "sk/very+secret key"
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -210,3 +210,31 @@ def test_a_proxy_of_the_environment_is_not_asked_for_our_own_loopback(loopback: 
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert CloudHTTP(loopback, cloud="us", key="k").call("GET", "/").data == {"direct": True}
+
+
+@given(calls=st.lists(st.tuples(st.sampled_from(["show", "list", "destroy"]), st.floats(0, 5)), max_size=12))
+def test_calls_of_one_kind_are_kept_apart_and_no_other_kind_waits_for_them(calls: list[tuple[str, float]]) -> None:
+    """Two seconds for a look, one for a listing, none for a destroy; a call itself takes as long as it takes."""
+    now, intervals_s = 0.0, {"show": 2.0, "list": 1.0}
+    ended: dict[str, float] = {}
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    pace = Pace(intervals_s, monotonic_s=lambda: now, sleep=sleep)
+    for kind, lasts_s in calls:
+        due = max(now, ended.get(kind, float("-inf")) + intervals_s.get(kind, 0.0))
+        with pace.turn(kind):
+            assert now == pytest.approx(due)
+            now += lasts_s
+        ended[kind] = now
+
+
+def test_a_call_that_failed_has_had_its_turn() -> None:
+    waited: list[float] = []
+    pace = Pace({"show": 2.0}, monotonic_s=lambda: 0.0, sleep=waited.append)
+    with pytest.raises(ZeroDivisionError), pace.turn("show"):
+        raise ZeroDivisionError
+    with pace.turn("show"):
+        assert waited == [2.0]

@@ -48,7 +48,7 @@ class RunPodCloud:
     def runpod(self, key: str = "") -> RunPod:
         told = self.server.descriptor.document()
         rest, graphql = str(told["runpod_rest_url"]), str(told["runpod_graphql_url"])
-        return RunPod(key or str(told["runpod_api_key"]), url=rest, graphql_url=graphql)
+        return RunPod(key or str(told["runpod_api_key"]), url=rest, graphql_url=graphql, intervals_s={})
 
     def creates(self) -> int:
         return self.calls("create")
@@ -261,6 +261,18 @@ def test_a_pod_of_another_name_than_asked_is_no_success_and_its_id_is_kept(cloud
     with pytest.raises(UnexpectedResponse, match="named the pod 'lorry-te'") as caught:
         cloud.launch()
     assert caught.value.instance_ids == ("abc",)
+
+
+def test_a_pod_in_another_country_than_asked_is_no_success_and_its_id_is_kept(cloud: RunPodCloud) -> None:
+    offer = next(one for one in cloud.provider.offers(NEEDS) if one.region == "RO")
+    pod = {"id": "abc", "name": "lorry-test", "status": "RUNNING", "dataCenterId": "US-KS-2"}
+    cloud.script(Fault(endpoint="runpod.create", status=201, body=json.dumps(pod)))
+    with pytest.raises(UnexpectedResponse, match="put the pod into US-KS-2, asked for RO") as caught:
+        cloud.provider.launch(offer, LaunchSpec(label="lorry-test", image="i", disk_gib=10, ssh_public_key="ssh-ed25519 AAAA me"))
+    assert caught.value.instance_ids == ("abc",)
+    for placed in ("EU-RO-1", None):
+        cloud.script(Fault(endpoint="runpod.create", status=201, body=json.dumps(pod | {"dataCenterId": placed})))
+        assert cloud.provider.launch(offer, LaunchSpec(label="lorry-test", image="i", disk_gib=10, ssh_public_key="k")).id == "abc"
 
 
 def test_no_credit_is_refused_and_says_where_to_add_some(cloud: RunPodCloud) -> None:
@@ -579,7 +591,7 @@ ROW = {
 
 def asked(answer: object, verb: Callable[[RunPod], Any], status: int = 200) -> Any:
     """What the provider makes of this answer to every question."""
-    provider = RunPod("key", url="http://127.0.0.1:1/v2")
+    provider = RunPod("key", url="http://127.0.0.1:1/v2", intervals_s={})
     text = json.dumps(answer)
     transport = httpx.MockTransport(lambda _: httpx.Response(status, text=text, headers={"Content-Type": "application/json"}))
     provider.__dict__["_http"] = CloudHTTP("http://127.0.0.1:1/v2", cloud="RunPod", key="key", ids_in=runpod._ids, transport=transport)

@@ -48,8 +48,8 @@ class TensorDockCloud:
     def __post_init__(self) -> None:
         told = self.server.descriptor.document()
         self.url = str(told["tensordock_url"])
-        self.provider = TensorDock(str(told["tensordock_api_key"]), url=self.url)
-        self.stranger = TensorDock("wrong-key", url=self.url)
+        self.provider = TensorDock(str(told["tensordock_api_key"]), url=self.url, intervals_s={})
+        self.stranger = TensorDock("wrong-key", url=self.url, intervals_s={})
 
     def creates(self) -> int:
         return self.server.faults.calls().get("tensordock.create", 0)
