@@ -269,7 +269,7 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     if document["differences"]:
         gap = document["metered_usd"] - p50
         ranged = f"P10 ${document['estimated_usd']['p10']:.4f}, P90 ${document['estimated_usd']['p90']:.4f}"
-        words.append(f"metered is {_signed(gap)} against the estimate ({ranged}):")
+        words.append(f"metered is ${abs(gap):.4f} {'below' if gap < 0 else 'above'} the estimate ({ranged}):")
         words += _listed(document["differences"])
         words.append("")
     for bill_ in document["bills"]:
