@@ -137,9 +137,9 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
 
 
 def _too_late(story: Story, at: float) -> bool:
-    """Made while no lorry looked, and the cap was reached when one came."""
+    """Made while no lorry looked, or just before, and the cap was reached when one came."""
     gaps = [(last.at_s, told.from_s) for last, told in pairwise(story.told)] + story.world.slept
-    return any(told.message.startswith("the cap of") for told in story.told) and any(begin <= at <= end for begin, end in gaps)
+    return any(told.message.startswith("the cap of") for told in story.told) and any(begin - UNSAVED_S <= at <= end for begin, end in gaps)
 
 
 def _broken(story: Story) -> list[str]:

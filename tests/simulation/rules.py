@@ -129,7 +129,9 @@ RULES: dict[str, Rule] = {
         ),
     ),
     "same-account": Rule(
-        "gone is believed only with a key of the account that rented", LEASE, (("if account and told and told != account:", "if not told:"),)
+        "gone is believed only with a key of the account that rented",
+        LEASE,
+        (("if account and told and told != account:", "if not told:"),),
     ),
     "no-end-by-timeout": Rule(
         "running out of patience closes nothing",
