@@ -78,7 +78,7 @@ class Terms:
             return False
         before = self._price_before()
         attempt, used_s = self.trip.book().attempts[self.machine.number], self._used_s()
-        lifetime_s = max(used_s + self.trip.lifetime_s(lease), SHORTEST_S)
+        lifetime_s = min(max(used_s + self.trip.lifetime_s(lease), SHORTEST_S), self._longest_s())
         if before is None and lifetime_s > attempt.lifetime_s - DRIFT_S:
             return True
         self._say_deadline(before, lifetime_s - used_s)
@@ -94,6 +94,11 @@ class Terms:
             if entry.attempt == self.machine.number and entry.kind in kinds:
                 return Decimal(str(entry.data["was_usd_per_hour"])) if entry.kind == "priced" else None
         return None
+
+    def _longest_s(self) -> float:
+        """The lifetime that was reckoned first: the machine's guard was made for it, and lets nobody live longer."""
+        started = [e for e in self.trip.ledger.entries if e.attempt == self.machine.number and e.kind == Signal.STARTED]
+        return float(started[0].data["lifetime_s"]) if started else inf
 
     def _say_deadline(self, before: Decimal | None, left_s: float) -> None:
         lease, now = self.machine.lease, self.trip.clock.now()
