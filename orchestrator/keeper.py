@@ -94,7 +94,9 @@ def detached(argv: list[str], folder: RunFolder, *, stdin: int = subprocess.DEVN
 
 def _environment(folder: RunFolder) -> dict[str, str]:
     """This process's own, for one that lives in another folder and is to do better."""
-    env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))}
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    if PACKAGES.name != "site-packages":  # a checkout; installed packages are found anyway, and must not come before Python's own
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGES), env.get("PYTHONPATH")]))
     if "LORRY_HOME" in env:
         env["LORRY_HOME"] = str(folder.path.parents[1])
     env.pop("LORRY_CRASH_AT", None)
