@@ -232,8 +232,8 @@ def test_whatever_is_pressed_whenever_what_is_said_is_true_and_nothing_lives_on(
     said = [line for line in done.err.splitlines() if line in {*RENTED, HUNG_UP}]
     assert said == [HUNG_UP] * given.count("SIGHUP") + list(RENTED[: len(asked)]), done.err
     whole = adapters(lorry, run) == undisturbed("quick")["adapters"]
-    assert done.code == (0 if whole else 130), done.err
-    assert whole or asked, "a closed terminal ends nothing"
+    assert done.code in ({0, 130} if asked else {0}), "a closed terminal ends nothing"
+    assert whole or done.code == 130, done.err
     assert "Traceback" not in done.err
     told = lorry("attach", run, "--json")
     check_receipt(lorry, told.document)
@@ -242,8 +242,7 @@ def test_whatever_is_pressed_whenever_what_is_said_is_true_and_nothing_lives_on(
     if list((lorry.at(run) / "jobs").rglob("*.safetensors")):
         check_results(lorry, run)
     destroyed = [line for line in done.err.splitlines() if "seen to be gone" in line and line not in RENTED]
-    assert len(check_gone(lorry, run)) == 1
-    assert len(destroyed) == 1, "said once, after it was seen"
+    assert len(destroyed) == len(check_gone(lorry, run)) <= 1, "said once, after it was seen, and only of a machine that there was"
 
 
 def test_ctrl_c_or_a_closed_terminal_at_the_question_rents_nothing(lorry: Lorry, quick: Path):
