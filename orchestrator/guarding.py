@@ -85,6 +85,14 @@ def renew(trip: Trip, machine: Machine) -> None:
     machine.shell.check(commands.write(f"{guard.FOLDER}/lease.json"), stdin=document)
 
 
+def beats(machine: Machine) -> int | None:
+    """How often the guard has beaten; None where there is none, and never was."""
+    if machine.lease.provider.self_destroy is None:
+        return None
+    told = _beat(machine)
+    return told.beat if told is not None else -1
+
+
 def _refuse(trip: Trip, machine: Machine) -> None:
     words = "the machine's own guard does not prove that it can end the machine"
     if trip.order.unguarded or trip.book().attempts[machine.number].phase in {Phase.TRAINING, Phase.PULLING}:

@@ -46,6 +46,8 @@ class Terms:
     _jobs: tuple[str, ...] = ()
     """What it was given to train."""
     _look_at: float = -inf
+    _beat: int | None = None
+    """The guard's, a look ago; None: it has none, or its end was said."""
     _stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def begin(self) -> None:
@@ -57,15 +59,28 @@ class Terms:
             if name in self._jobs:
                 self.machine.shell.check(commands.leave(self.trip.order.root, name))
         guarding.renew(self.trip, self.machine)
+        beat = guarding.beats(self.machine)
+        self._beat = None if beat == -1 else beat  # one that was never there was said to be missing before
 
     def look(self) -> None:
         """One look, as often as you like."""
         if (now := self.trip.clock.monotonic_s()) >= self._look_at:
             if (status := self.trip.progress.status) is not None:
                 guarding.count_lost_time(self.trip, self.machine, status.uptime_s)
+            if self._look_at > -inf:
+                self._guard()
             self._look_at = now + (LOOK_S if self._price() else PAUSE_S)
         if not self.trip.stop_wanted:
             self._queue()
+
+    def _guard(self) -> None:
+        """A guard that lives beats every second."""
+        if self._beat is None:
+            return
+        if (beat := guarding.beats(self.machine)) == self._beat or beat == -1:
+            self.trip.say("the machine's own guard has stopped: should this computer be lost, only lorry reap ends this machine")
+            beat = None
+        self._beat = beat
 
     # -- the price ---------------------------------------------------------------------------------
 

@@ -13,13 +13,14 @@ import pytest
 from fakes import PRICES, an_order, down
 from test_watch import PYTHON, World
 
-from orchestrator import commands
+from orchestrator import commands, guard
 from orchestrator.budget import WAY_OUT_S
 from orchestrator.closing import OverCap, judge
 from orchestrator.order import Order
 from orchestrator.terms import LOOK_S, PAUSE_S, Terms, session_there
 from orchestrator.trip import Trip
 from orchestrator.watch import pull, start, watch
+from providers.sandbox.provider import Sandbox
 from trainer.protocol import Ended, Session, Step
 
 
@@ -239,3 +240,28 @@ def test_the_session_that_is_sent_again_differs_in_nothing_but_its_lifetime(worl
     after = json.loads(world.shell.files[path])
     assert before | {"lifetime_s": 0} == after | {"lifetime_s": 0}
     assert Session.model_validate(after).lifetime_s < before["lifetime_s"]
+
+
+# -- the guard -------------------------------------------------------------------------------------
+
+
+def test_a_guard_that_stops_while_the_machine_trains_is_told_once(world: World, monkeypatch: pytest.MonkeyPatch):
+    """Nothing else would show it, until this computer is lost."""
+    monkeypatch.setattr(world.cloud, "self_destroy", Sandbox.self_destroy)
+    path, beat = f"{guard.FOLDER}/guard.json", 0
+
+    def beats(at: str) -> None:
+        nonlocal beat
+        if at == path and world.clock.passed_s < 3 * LOOK_S:
+            beat += 60
+            told = {"beat": beat, "proven": True, "left": 9.0, "why": "", "serial": 1}
+            world.shell.files[path] = json.dumps(told).encode()
+
+    world.shell.before_read = beats
+    terms = begun(world)
+    said = []
+    for _ in range(8):
+        world.clock.passed_s += LOOK_S
+        terms.look()
+        said.append(sum("own guard has stopped" in line for line in world.view.said))
+    assert said == [0, 0, 1, 1, 1, 1, 1, 1]
