@@ -15,6 +15,7 @@ from fakes import PRICES, FakeClock, FakeCloud, FakeShell, Meter, SilentView, an
 from orchestrator import outside, rent
 from orchestrator.budget import GIB
 from orchestrator.errors import MachineFailed, NoOffer
+from orchestrator.guarding import GuardUnproven
 from orchestrator.home import RunFolder
 from orchestrator.interrupts import Interrupts
 from orchestrator.lifecycle import Signal
@@ -24,7 +25,7 @@ from orchestrator.plan import make_plan, worst_usd
 from orchestrator.progress import Progress
 from orchestrator.rent import OwnMachineUnfit, rented
 from orchestrator.run import go_on
-from orchestrator.shell import Completed
+from orchestrator.shell import Completed, LinkDown
 from orchestrator.trip import Tools, Trip
 from orchestrator.trying import CREATES, TRIES, WASTED_S, WASTED_SHARE
 from providers.base import Instance, InstanceStatus, Offer, Prices, Requirements, SSHEndpoint
@@ -266,6 +267,50 @@ def test_a_slow_line_is_remembered_for_a_day_and_the_second_one_in_a_row_is_our_
     assert at.cloud.creates == 2
     assert at.bad() == {"m00": Fault.SLOW}
     assert "its line is slow" in at.said
+
+
+def never_boots(at: Desk, _: pytest.MonkeyPatch) -> None:
+    at.cloud.ssh = None
+
+
+def costs_more(at: Desk, patch: pytest.MonkeyPatch) -> None:
+    plain = at.cloud.describe
+    dear = replace(PRICES, gpu_usd_per_hour=Decimal("0.79"))
+    patch.setattr(at.cloud, "describe", lambda id_: replace(plain(id_), prices=dear))
+
+
+def has_no_guard(_: Desk, patch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise GuardUnproven("the machine's own guard does not prove that it can end the machine")
+
+    patch.setattr(rent, "guarded", refuse)
+
+
+def hangs_up(_: Desk, patch: pytest.MonkeyPatch) -> None:
+    def cut(*_: object) -> None:
+        raise LinkDown("the machine does not answer")
+
+    patch.setattr(rent, "inspected", cut)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "fault", "words"),
+    [
+        (never_boots, Fault.BOOT, "it did not boot"),
+        (costs_more, Fault.DEARER, "an hour, \\$0.408 was offered"),
+        (has_no_guard, Fault.GUARD, "guard does not prove"),
+        (hangs_up, Fault.BOOT, "does not answer"),
+    ],
+)
+def test_each_way_to_fail_is_told_and_remembered_for_its_time(
+    desk, monkeypatch: pytest.MonkeyPatch, trouble: Callable[..., None], fault: Fault, words: str
+):
+    at = desk(sell(2))
+    trouble(at, monkeypatch)
+    at.give_up(words)
+    assert at.bad() == {"m00": fault, "m01": fault}
+    at.cloud.clock.sleep(FORGOTTEN_AFTER[fault].total_seconds())
+    assert at.bad() == {}
 
 
 def test_of_a_pool_one_bad_machine_says_little_of_the_next(desk):
