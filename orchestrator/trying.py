@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -133,7 +133,7 @@ def loss_remembered(trip: Trip, lease: Lease, offer: Offer) -> Iterator[None]:
 
 def written(offer: Offer) -> dict[str, Any]:
     """What a process that takes the run up must know of an offer, beside what its lease says."""
-    return {name: value for name, value in asdict(offer).items() if name in _OFFERED}
+    return {name: getattr(offer, name) for name in _OFFERED}
 
 
 def offer_of(trip: Trip, attempt: Attempt) -> Offer:

@@ -5,7 +5,7 @@ Renting, guarding, watching, fetching, going on elsewhere, releasing, searching,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
@@ -17,7 +17,7 @@ from orchestrator.errors import NoOffer, OverBudget
 from orchestrator.inspecting import Unfit
 from orchestrator.ledger import Book
 from orchestrator.lifecycle import Phase, Signal
-from orchestrator.order import Order
+from orchestrator.order import Order, rest_of
 from orchestrator.plan import Load, Plan, Work, make_plan
 from orchestrator.trip import Tools
 from providers.base import Offer, Requirements
@@ -128,10 +128,22 @@ def install() -> None:
     rent.inspected = _inspected
     onward.market = _market
     trip.Trip.snapshot = lambda _: None  # drawn by nobody here
+    trip.rest_of = _rest_of
     for module, names in ((ledger, ("_begin", "_apply")), (trip, ("usage_of",))):
         for name in names:
             setattr(module, name, _kept(getattr(module, name)))
     ledger._from_line = lru_cache(maxsize=512)(ledger._from_line)
+
+
+_REST: dict[Any, Load] = {}
+
+
+def _rest_of(load: Load, home: Mapping[str, int], todo: Collection[str]) -> Load:
+    """The real one; it is asked the same few things."""
+    key = (*home.items(), *todo)
+    if key not in _REST:
+        _REST[key] = rest_of(load, home, todo)
+    return _REST[key]
 
 
 KEPT: dict[Any, Any] = {}

@@ -19,9 +19,9 @@ from .machine import NEVER_S
 from .work import Commit
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-LEAPS = (1.0, 8.0, 8.0, 8.0, 12.0, 12.0, 12.0, 12.0)
+LEAPS = (1.0, *[8.0] * 7, *[12.0] * 8)
 """So many looks of a program that waits are taken as one, as long as nothing happens in between: a look at what has not changed finds
-what the last one found. One seed in eight takes every look."""
+what the last one found. One seed in sixteen takes every look."""
 LONG_LEAP = 600.0
 """The same beside a machine that trains, and has time left to do it."""
 
