@@ -47,8 +47,10 @@ def key_is_from(name: str, store: KeyStore) -> str:
 
 def about(name: str, account: Account) -> Iterator[Check]:
     """What an account said of itself, in plain words."""
-    yield ok(name, f"the key works; the account is {account.name}" + (f" ({account.id})" if account.id not in {"", account.name} else ""))
-    if (api_key := providers.api_key_of(name)) is not None:
+    whose = account.name + (f" ({account.id})" if account.id not in {"", account.name} else "")
+    api_key = providers.api_key_of(name)
+    yield ok(name, f"the key works; the account is {whose}" if api_key is not None else f"answers: {whose}")
+    if api_key is not None:
         yield from _rights(name, account, api_key)
         yield _money(name, account)
 

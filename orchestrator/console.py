@@ -146,7 +146,9 @@ def check(health: str, subject: str, said: str, hint: str = "") -> None:
     first = f"{health:<8}" + (f"{subject:<11}" if subject else "")
     indent, lines = " " * len(first), [plain(said), *(["→ " + plain(hint)] if hint else [])]
     width = max(console.width, len(first) + 20)
-    words = Text("\n".join(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent) for line in lines))
+    words = Text(
+        "\n".join(textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False) for line in lines)
+    )
     words = Text(first) + words[len(first) :]
     words.stylize(HEALTH_STYLES[health], 0, len(health))
     console.print(words, soft_wrap=True)

@@ -116,13 +116,13 @@ def plan(name: str, cap_usd: Decimal, tools: Tools) -> Plan:
         raise OverBudget(str(err), hint=f"lorry doctor --drill {name} --budget USD") from err
 
 
-def offer_in_words(name: str, ranked: Plan) -> str:
+def offer_in_words(name: str, ranked: Plan) -> tuple[str, str]:
     """What is about to be rented, and what it costs."""
     best = ranked.best
+    where = f"{name} {best.offer.region}".strip()
     return (
-        f"the drill rents a {best.offer.gpu_name} at {name} {best.offer.region}".rstrip()
-        + f" for ${best.offer.prices.usd_per_hour(DISK_GIB):.3f} an hour, for some minutes:"
-        f" about ${best.estimate.usd['p50']:.3f}, ${worst_usd(best, DISK_GIB):.2f} at worst; the cap is ${ranked.cap_usd}"
+        f"the drill rents a {best.offer.gpu_name} at {where} for some minutes, ${best.offer.prices.usd_per_hour(DISK_GIB):.3f} an hour",
+        f"about ${best.estimate.usd['p50']:.3f}, ${worst_usd(best, DISK_GIB):.2f} at worst; the cap is ${ranked.cap_usd}",
     )
 
 

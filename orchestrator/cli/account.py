@@ -137,7 +137,8 @@ def _drill(name: str, *, budget: str, yes: bool, json: bool) -> int:
     tools, home = make_tools(as_json=json), Home.from_env()
     home.make()
     ranked = the_drill.plan(name, cap_of(budget), tools)
-    tools.view.say(the_drill.offer_in_words(name, ranked))
+    for line in the_drill.offer_in_words(name, ranked):
+        tools.view.say(line)
     if not yes:
         if json or not console.is_terminal():
             raise UsageError("a drill costs money, and there is no terminal to ask on", hint="say yes beforehand with -y")
@@ -153,7 +154,8 @@ def _drill(name: str, *, budget: str, yes: bool, json: bool) -> int:
         return int(document["exit_code"])
     console.steps(document["steps"])
     ended = "the machine ended itself, and the cloud agrees" if document["passed"] else "the guard was not seen to end a machine"
-    console.talk(f"{document['message'] or ended}. All of it is in {document['folder']}/drill.json")
+    console.talk(console.plain(document["message"] or ended))
     if document["hint"]:
         console.talk(f"hint: {document['hint']}")
+    console.talk(f"all of it: {document['folder']}/drill.json")
     return int(document["exit_code"])

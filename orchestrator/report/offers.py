@@ -57,7 +57,7 @@ def show_offers(found: Listing, *, most: int) -> None:
 def _notes(found: Listing, *, most: int) -> list[str]:
     lines = []
     if found.offers:
-        lines.append(f"$/h: dollars an hour with {found.disk_gib} GiB of disk. to it, home: dollars a GiB sent and fetched")
+        lines.append(f"$/h: with {found.disk_gib} GiB of disk; to it, home: dollars a GiB sent and fetched")
     if any(offer.interruptible for offer in found.offers[:most]):
         lines.append("* may be taken away by a higher bid; the price is a bid of now")
     if len(found.offers) > most:

@@ -72,7 +72,8 @@ def test_the_price_is_said_first_and_nothing_is_rented_without_a_yes(lorry: Lorr
     before = len(lorry.cloud.machines())
     done = lorry("doctor", "--drill", "sandbox")
     assert done.code == 2
-    assert "an hour, for some minutes: about $" in done.err
+    assert "for some minutes, $" in done.err
+    assert "at worst; the cap is $0.25" in done.err
     assert "say yes beforehand with -y" in done.err
     assert len(lorry.cloud.machines()) == before
     assert lorry.runs == []
