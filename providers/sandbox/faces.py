@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from providers.base import Offer
 
-from .market import Market, MarketError
+from .market import Market
+from .rentals import MarketError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Literal
 
 from .cards import Card
-from .market import Market, MarketError, Rental
+from .market import Market
+from .rentals import MarketError, Rental
 
 What = Literal[
     "outbid",

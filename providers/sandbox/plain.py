@@ -11,7 +11,8 @@ from providers.base import LaunchSpec, Offer
 
 from .catalogue import catalogue
 from .faces import Action, Reply, Request
-from .market import AccountRecord, Market, MarketError, View
+from .market import Market
+from .rentals import AccountRecord, MarketError, View
 
 PAGE_SIZE = 10
 PAGE_SIZE_MAX = 100

@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from .billing import fold
-from .market import Market, MarketError
+from .market import Market
+from .rentals import MarketError
 
 
 def history(market: Market, account: str, query: Mapping[str, str], step_s: float, *, by_pod: bool) -> dict[str, Any]:

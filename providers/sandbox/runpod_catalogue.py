@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import runpod_stock as stock
-from .market import Market, MarketError
+from .market import Market
+from .rentals import MarketError
 
 
 def _availability(query: Mapping[str, str], kind: str) -> bool:

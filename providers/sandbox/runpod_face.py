@@ -25,7 +25,8 @@ from . import runpod_graphql as graphql
 from . import runpod_stock as stock
 from .faces import Action, Reply, Request
 from .limits import Window
-from .market import AccountRecord, Market, MarketError, Out, View
+from .market import Market
+from .rentals import AccountRecord, MarketError, Out, View
 from .runpod_schema import POD_ID, validated
 
 TITLES = {400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",

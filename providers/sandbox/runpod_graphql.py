@@ -15,7 +15,8 @@ from . import runpod_stock as stock
 from .faces import Reply, Request
 from .graphql import Field, GraphQLError, check, fill, parse
 from .graphql import answer as select
-from .market import AccountRecord, Market, MarketError, View
+from .market import Market
+from .rentals import AccountRecord, MarketError, View
 
 ACCOUNT = "runpod"
 CLOUDS = {"SECURE": ("SECURE",), "COMMUNITY": ("COMMUNITY",), "ALL": ("SECURE", "COMMUNITY")}

@@ -13,7 +13,8 @@ from decimal import Decimal
 
 from providers.base import LaunchSpec, Offer, Prices
 
-from .market import AccountRecord, Market, MarketError, Rental, Terms
+from .market import Market
+from .rentals import AccountRecord, MarketError, Rental, Terms
 
 HOURS_PER_MONTH = 30 * 24
 DISK_USD_PER_GIB_MONTH = Decimal("0.10")  # container disk, and a volume while its pod runs

@@ -37,9 +37,10 @@ from .faults import Fault, Faults
 from .happenings import Happening, happen
 from .machine import write_whole
 from .machines import HostError, RealMachines, login_user, needs_private_run
-from .market import AccountRecord, BootTimes, Market, MarketError, State
+from .market import Market
 from .plain import Plain
 from .processes import ProcessId, identify
+from .rentals import AccountRecord, BootTimes, MarketError, State
 from .runpod_face import RunPodFace
 from .tensordock_face import TensorDockFace
 from .vast_face import VastFace

@@ -19,7 +19,8 @@ from providers.base import LaunchSpec, Offer, Prices
 
 from .faces import Action, Reply, Request
 from .limits import Window
-from .market import AccountRecord, Market, MarketError, Terms, View
+from .market import Market
+from .rentals import AccountRecord, MarketError, Terms, View
 
 MINUTE = Window("minute", 100, 60)
 MIN_DISK_GB, DISK_STEP_GB = 100, 50

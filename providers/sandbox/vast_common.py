@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .faces import Reply, Request
-from .market import AccountRecord, Market, MarketError, View
+from .market import Market
+from .rentals import AccountRecord, MarketError, View
 from .vast_rows import Row, instance_row
 
 ACCOUNT = "vast-practice"

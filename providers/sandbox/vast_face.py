@@ -17,7 +17,8 @@ from . import vast_money as money
 from . import vast_rent as rent
 from .faces import Action, Reply, Request
 from .limits import Window
-from .market import Market, MarketError
+from .market import Market
+from .rentals import MarketError
 from .vast_common import ACCOUNT, refusal
 from .vast_rows import stock
 

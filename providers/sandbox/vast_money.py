@@ -6,7 +6,8 @@ from datetime import datetime
 from decimal import Decimal
 
 from .faces import Reply, Request
-from .market import Market, MarketError
+from .market import Market
+from .rentals import MarketError
 from .vast_common import account_of, json_of, page_of, refusal
 from .vast_rows import charge_row
 

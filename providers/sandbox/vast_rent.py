@@ -12,7 +12,8 @@ from typing import Any
 from providers.base import LaunchSpec
 
 from .faces import Reply, Request
-from .market import AccountRecord, Market, MarketError, Rental, Terms
+from .market import Market
+from .rentals import AccountRecord, MarketError, Rental, Terms
 from .vast_common import ACCOUNT, account_of, id_of, json_of, key_of, page_of, refusal, row_of, view_of
 from .vast_rows import GB_PER_GIB, HOST_STAYS, OPERATORS, Row, matches, offer_row, ordered, searchable
 

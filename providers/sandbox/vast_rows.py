@@ -16,7 +16,7 @@ from providers.base import Offer, Prices
 
 from .billing import MachineBill
 from .catalogue import catalogue
-from .market import Out, Rental, View
+from .rentals import Out, Rental, View
 
 GB_PER_GIB = Decimal(2**30) / 10**9
 HOURS_PER_MONTH = 720

@@ -31,7 +31,7 @@ from providers.errors import ProviderError
 from providers.runpod import RunPod
 from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
-from providers.sandbox.market import BootTimes
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.server import Server
 from providers.tensordock import TensorDock
 from providers.vast import Vast

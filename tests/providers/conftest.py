@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sandbox_help import poll, processes_of
 
-from providers.sandbox.market import BootTimes
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.server import Server
 
 

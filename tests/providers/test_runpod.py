@@ -23,8 +23,8 @@ from providers.errors import AuthError, NoCapacity, NoKey, ProviderError, RateLi
 from providers.http import CloudHTTP
 from providers.runpod import START, RunPod, country, create_body, key_in, offers_from
 from providers.sandbox.faults import Fault
-from providers.sandbox.market import BootTimes
 from providers.sandbox.plain import Plain
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.runpod_face import RunPodFace
 from providers.sandbox.server import Server
 

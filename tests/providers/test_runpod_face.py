@@ -22,8 +22,8 @@ from sandbox_help import poll
 
 from providers.sandbox import graphql, runpod_stock
 from providers.sandbox.graphql import GraphQLError
-from providers.sandbox.market import BootTimes
 from providers.sandbox.plain import Plain
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.runpod_face import RunPodFace
 from providers.sandbox.runpod_graphql import TYPES, split
 from providers.sandbox.runpod_schema import validated

@@ -18,7 +18,8 @@ from providers.base import LaunchSpec
 from providers.sandbox.billing import fold
 from providers.sandbox.catalogue import catalogue
 from providers.sandbox.machines import Boot, Seen
-from providers.sandbox.market import AccountRecord, BootTimes, Market, MarketError, State
+from providers.sandbox.market import Market
+from providers.sandbox.rentals import AccountRecord, BootTimes, MarketError, State
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ACCOUNT = AccountRecord(name="one", key="key-one")

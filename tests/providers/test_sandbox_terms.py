@@ -17,7 +17,8 @@ from providers.sandbox.cards import CUDA, VARIABLE, Card
 from providers.sandbox.happenings import Happening, happen
 from providers.sandbox.limits import Limits
 from providers.sandbox.machines import Boot, Seen
-from providers.sandbox.market import EXPIRED_KEPT, MarketError, Out, Terms
+from providers.sandbox.market import EXPIRED_KEPT
+from providers.sandbox.rentals import MarketError, Out, Terms
 
 OFFER = "2004"
 MARKET = Terms(gpu_from_running=True)

@@ -23,7 +23,7 @@ from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
 from providers.errors import AuthError, NoCapacity, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
-from providers.sandbox.market import BootTimes
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.server import Server
 from providers.tensordock import URL, TensorDock, disk_gb, gpu_name, offers_from
 

@@ -25,7 +25,7 @@ from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
 from providers.errors import AuthError, NoCapacity, NoKey, ProviderError, RateLimited, Refused, Unavailable, UnexpectedResponse
 from providers.sandbox.faults import Fault
 from providers.sandbox.happenings import Happening
-from providers.sandbox.market import BootTimes
+from providers.sandbox.rentals import BootTimes
 from providers.sandbox.server import Server
 from providers.sandbox.vast_rows import matches, offer_row, stock
 from providers.vast import GB_PER_GIB, INTERVALS_S, ROWS, URL, Vast, _Offer, offers_from, onstart_script, search_body

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 from sandbox_help import poll
 
 from providers.sandbox.happenings import Happening
-from providers.sandbox.market import BootTimes, State, Terms
+from providers.sandbox.rentals import BootTimes, State, Terms
 from providers.sandbox.server import Server
 from providers.sandbox.vast_rows import holds, matches, stock
 
