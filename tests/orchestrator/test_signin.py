@@ -13,6 +13,7 @@ from pathlib import Path
 import keyring
 import pytest
 from keyring.backends import null
+from test_credentials import Memory
 
 from orchestrator.cli import main
 from providers.sandbox.server import Server
@@ -79,6 +80,29 @@ def test_a_key_that_works_is_kept_and_used_from_then_on(
     assert holding(home, key) == []
     assert main(["reap", "--provider", provider]) == 0
     assert "no key" in capsys.readouterr().err
+
+
+def test_with_a_keyring_the_key_is_in_no_file_at_all(
+    told: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Memory()
+    keyring.set_keyring(memory)
+    key = told["vast_api_key"]
+    typed(key, monkeypatch)
+    assert main(["login", "vast", "--stdin"]) == 0
+    assert "the keyring (a memory)" in capsys.readouterr().out
+    assert (list(memory.held.values()), holding(home, key)) == ([key], [])
+    assert main(["doctor", "vast", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "key from the keyring" in said
+    assert key not in said
+    memory.locked = True
+    assert main(["doctor", "vast"]) == 11
+    assert "unlock it" in " ".join(capsys.readouterr().out.split())
+    assert main(["reap", "--provider", "vast"]) == 10, "what cannot be asked may hold a machine"
+    memory.locked = False
+    assert main(["logout", "vast"]) == 0
+    assert memory.held == {}
 
 
 @pytest.mark.parametrize("provider", ["vast", "runpod"])
