@@ -29,7 +29,8 @@ def judge(trip: Trip, reason: str) -> None:
         return
     if {*trip.todo()} <= {*trip.book().cut}:
         words = f"the cap did not last for {', '.join(trip.todo())}; the others are done, and the newest checkpoints are at home"
-        raise OverCap(words, hint=f"go on with: lorry resume {trip.order.run} --budget USD")
+        budgets = [entry.data["budget_usd"] for entry in trip.ledger.entries if entry.kind == "cut"]
+        raise OverCap(words, hint=f"go on with: lorry resume {trip.order.run} --budget {budgets[-1]}")
     if reason == "deadline":
         raise OverCap(
             "the cap was reached before the last step; the newest checkpoints are at home",

@@ -67,12 +67,17 @@ def left_out(works: Sequence[Work], company: Company, left_s: float) -> tuple[st
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Measures every job's pace anew whenever the company changes, samples and saves included."""
+    """Measures every job's pace anew whenever the company changes, samples and saves included.
+
+    The longest gap between two words of a job is left out: a host that stood still for once says nothing about what is to come.
+    """
 
     fixed_share: float = 0.0
     _running: frozenset[str] = frozenset()
     _first: dict[str, tuple[float, int]] = field(default_factory=dict)
     _last: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _longest: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """The longest gap of each: seconds, and the steps that were taken in it."""
     _before: Mapping[str, float] = field(default_factory=dict)
     """Paces in the company before this one."""
 
@@ -80,20 +85,24 @@ class Stopwatch:
         """Take a look: who runs, and of whom it was told when which step was taken."""
         if self._running != frozenset(running):
             self._before = self.paces() or self._before
-            self._running, self._first, self._last = frozenset(running), {}, {}
+            self._running, self._first, self._last, self._longest = frozenset(running), {}, {}, {}
         for name in self._running & told.keys():
             if name not in self._last or told[name][1] < self._last[name][1]:  # a job that was taken up goes back a little
-                self._first[name] = told[name]
+                self._first[name] = self._last[name] = told[name]
+                self._longest[name] = (0.0, 0)
+            gap = (told[name][0] - self._last[name][0], told[name][1] - self._last[name][1])
+            self._longest[name] = max(self._longest[name], gap)
             self._last[name] = told[name]
 
     def paces(self) -> dict[str, float]:
         """Seconds a step of every job that runs; empty until all are measured."""
         found = {}
         for name in sorted(self._running):
-            (begun_s, begun), (now_s, now) = self._first.get(name, (0.0, 0)), self._last.get(name, (0.0, 0))
-            if now - begun < MEASURED_STEPS or now_s - begun_s < MEASURED_S:
+            first, last, gap = (seen.get(name, (0.0, 0)) for seen in (self._first, self._last, self._longest))
+            seconds, steps = last[0] - first[0] - gap[0], last[1] - first[1] - gap[1]
+            if steps < MEASURED_STEPS or seconds < MEASURED_S:
                 return {}
-            found[name] = (now_s - begun_s) / (now - begun)
+            found[name] = seconds / steps
         return found
 
     def company(self) -> Company:

@@ -146,10 +146,12 @@ class Terms:
         if not names:
             return
         short_s = {w.name: seconds_left(works[: i + 1], company) - left_s for i, w in enumerate(works)}
-        self.trip.ledger.record("cut", attempt=self.machine.number, jobs=list(names), short_s={name: short_s[name] for name in names})
+        budget = self._budget((*self.trip.book().cut, *names))
+        missing = {name: round(short_s[name], 1) for name in names}
+        self.trip.ledger.record("cut", attempt=self.machine.number, jobs=list(names), short_s=missing, budget_usd=budget)
         for name in names:
             self.machine.shell.check(commands.leave(self.trip.order.root, name))
-        self._say_cut(names, short_s)
+        self._say_cut(missing, budget)
 
     def _works(self) -> list[Work]:
         """The jobs of this machine that have not ended and are not left out, in the order of the file."""
@@ -161,12 +163,13 @@ class Terms:
             for job in left
         ]
 
-    def _say_cut(self, names: tuple[str, ...], short_s: dict[str, float]) -> None:
-        it, they_are = ("them", "they are") if len(names) > 1 else ("it", "it is")
-        needs = "; ".join(f"{name} needs {max(1, ceil(short_s[name] / 60))} more minutes than the cap leaves" for name in names)
+    def _say_cut(self, missing: dict[str, float], budget: Decimal) -> None:
+        it, they_are = ("them", "they are") if len(missing) > 1 else ("it", "it is")
+        minutes = {name: max(1, ceil(short_s / 60)) for name, short_s in missing.items()}
+        needs = "; ".join(f"{name} needs {more} more minutes than the cap leaves" for name, more in minutes.items())
         self.trip.say(
             f"{needs}; {they_are} left out, so that what stands before {it} in the file is finished;"
-            f" `lorry resume {self.trip.order.run} --budget {self._budget(names)}` trains {it}"
+            f" `lorry resume {self.trip.order.run} --budget {budget}` trains {it}"
         )
 
     def _budget(self, names: tuple[str, ...]) -> Decimal:

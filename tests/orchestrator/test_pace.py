@@ -96,6 +96,16 @@ def test_what_a_pass_costs_is_learnt_when_somebody_leaves(share: float, step_s: 
     assert learnt.slowness(1) * truth.slowness(stay) == pytest.approx(truth.slowness(1), rel=1e-6)
 
 
+def test_a_host_that_stood_still_for_once_leaves_nobody_out_and_saves_that_come_again_count():
+    stopwatch = Stopwatch()
+    end_s = watched(stopwatch, ["a"], from_s=0.0, step_s=1.0)
+    stopwatch.see(["a"], {"a": (end_s + 3600.0, 101)})
+    assert stopwatch.paces()["a"] == pytest.approx(1.0)
+    for n in range(10):
+        stopwatch.see(["a"], {"a": (end_s + 3600.0 + 20.0 * (n + 1), 101 + 10 * (n + 1))})
+    assert stopwatch.paces()["a"] == pytest.approx(1.5), "ten steps in twenty seconds: every ten steps a save"
+
+
 def test_a_job_that_was_taken_up_goes_back_a_little_and_is_measured_anew():
     stopwatch = Stopwatch()
     end_s = watched(stopwatch, ["a"], from_s=0.0, step_s=1.0)

@@ -182,7 +182,7 @@ def test_a_queue_that_no_longer_fits_is_cut_from_its_end_with_a_word_and_the_oth
     with pytest.raises(OverCap, match="the cap did not last for forest-style") as caught:
         judge(world.trip, reason)
     assert caught.value.exit_code == 5
-    assert f"lorry resume {world.order.run} --budget" in caught.value.hint
+    assert caught.value.hint == "go on with: lorry resume autumn-1 --budget 5.50"
 
 
 def test_jobs_that_all_fit_are_left_in_peace(tmp_path: Path):
