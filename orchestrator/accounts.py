@@ -57,7 +57,11 @@ def about(name: str, account: Account) -> Iterator[Check]:
 
 def _rights(name: str, account: Account, api_key: ApiKey) -> Iterator[Check]:
     if account.lacks is None:
-        needs = f"; lorry needs {', '.join(right.name for right in api_key.rights)}" if api_key.rights else "; it must read and write"
+        needs = (
+            f"; lorry needs {', '.join(f'{right.name} to {right.needed_for}' for right in api_key.rights)}"
+            if api_key.rights
+            else "; it must read and write"
+        )
         yield ok(name, f"the cloud does not tell what this key may do{needs}")
         return
     known = {right.name: right for right in api_key.rights}
