@@ -38,6 +38,8 @@ class Foundation:
     prediction: Literal["epsilon", "v"] | None = None
     """What the base answers, where the user says so; else as the base itself says."""
     zero_terminal_snr: bool | None = None
+    clip_skip: int = 1
+    """Which layer of a CLIP text encoder is read, counted from its end."""
 
 
 @dataclass(frozen=True, slots=True)

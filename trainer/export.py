@@ -222,7 +222,7 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
         "ss_mixed_precision": job.mixed_precision,
         "ss_full_fp16": False,
         "ss_cache_latents": True,
-        "ss_clip_skip": None,
+        "ss_clip_skip": job.clip_skip if job.clip_skip > 1 else None,
         "ss_max_token_length": job.max_token_length if job.max_token_length > 75 else None,
         "ss_min_snr_gamma": job.min_snr_gamma,
         "ss_noise_offset": job.noise_offset or None,

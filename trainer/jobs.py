@@ -230,6 +230,7 @@ def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
         revision=job.base_revision,
         prediction=job.prediction,
         zero_terminal_snr=job.zero_terminal_snr,
+        clip_skip=job.clip_skip,
     )
 
 

@@ -70,6 +70,9 @@ class TrainingOptions(Message):
         le=64,
         description="Pictures kept out of training to measure it by; 0: none. When not given: 1 in 10, at most 8, none of fewer than 10.",
     )
+    clip_skip: int = Field(
+        1, ge=1, le=11, description="Layer of the text encoder that is read, counted from its end, for sd15 and sd2; SDXL has its own."
+    )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tests import tiny
 from trainer import export, families
 from trainer.adapters import Adapter, Target
-from trainer.base import inspect_base
+from trainer.base import Base, inspect_base
 from trainer.buckets import Fit
 from trainer.contract import IDS, Drawing, Foundation, View
 from trainer.errors import BaseModelError
@@ -71,6 +72,7 @@ def on_meta(name: str) -> Model:
         parts["unet"] = UNet2DConditionModel(**real["unet"])
     model = Model.__new__(Model)
     model.family, model.parts = family, parts
+    model.foundation = Foundation(family=name, base=Base(kind="hub", location="a/b", family=name), dtype=torch.float32)
     return model
 
 
@@ -177,6 +179,13 @@ def test_a_file_alone_is_read_by_the_familys_own_configuration(
     words = "a photo of dog"
     for part, ids in model.tokens(words, TrainingOptions()).items():
         assert torch.equal(ids, whole.tokens(words, TrainingOptions())[part]), "they pad as the folder's do"
+
+
+def test_a_file_alone_without_a_network_says_what_it_needs(bases: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.safetensors").write_bytes((bases / "sdxl.safetensors").read_bytes())
+    with pytest.raises(BaseModelError, match="needs the vocabulary") as caught:
+        load(tmp_path, "sdxl", "alone.safetensors")
+    assert "alone.config" in caught.value.hint
 
 
 def test_noobais_marks_say_v_with_zero_terminal_snr(bases: Path, tmp_path: Path) -> None:
@@ -287,6 +296,23 @@ def test_one_step_is_diffusers_scheduler_pipeline_and_loss(name: str, zero: bool
         torch.testing.assert_close(ours, answer, rtol=1e-5, atol=1e-5)
         loss = model.process.distances(ours, wanted, timesteps, TrainingOptions())
         torch.testing.assert_close(loss, (answer - goal).square().mean((1, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd2"])
+def test_clip_skip_is_an_encoder_without_its_last_layer(name: str, bases: Path) -> None:
+    """Counted from 1, as kohya and A1111 do. The layers behind are known to be idle; the cache tells the two apart."""
+    plain, skipping = load(bases, name), load(bases, name, clip_skip=2)
+    ours = skipping.encode_text("a photo of dog", TrainingOptions())["text"]
+    shorter = copy.deepcopy(plain.parts["text_encoder"])
+    inner = getattr(shorter, "text_model", shorter).encoder
+    inner.layers = inner.layers[:-1]
+    with torch.no_grad():
+        theirs = shorter(plain.tokens("a photo of dog", TrainingOptions())["text_encoder"]).last_hidden_state[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert sorted(t.name for t in skipping.targets(["text_encoder"]) if t.idle) == sorted(
+        t.name for t in plain.targets(["text_encoder"]) if "layers.2." in t.name
+    )
+    assert plain.text_address(["text_encoder"]) != skipping.text_address(["text_encoder"])
 
 
 def random_adapter(model: Model, parts: list[str] | None = None) -> Adapter:

@@ -46,6 +46,20 @@ def test_min_snr_weights_are_those_of_the_diffusers_example(gamma: float, draws:
     torch.testing.assert_close(o.min_snr_weight(ABAR, t, gamma, "v"), capped / (snr + 1), rtol=1e-5, atol=1e-6)
 
 
+def test_a_curve_with_zero_terminal_snr_is_diffusers_and_its_weights_are_finite() -> None:
+    """Where no signal is left the ratio is 0: v's weights are 0 and 1, epsilon's min-SNR weight is 1."""
+    zero = o.with_zero_terminal_snr(ABAR)
+    theirs = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    torch.testing.assert_close(zero, theirs.alphas_cumprod, rtol=1e-5, atol=1e-6)
+    assert float(zero[-1]) == 0.0
+    assert float(zero[0]) == pytest.approx(float(ABAR[0]))
+    last = torch.tensor([999])
+    assert [float(o.min_snr_weight(zero, last, 5.0, kind)) for kind in ("v", "epsilon")] == [0.0, 1.0]
+    assert float(o.debiased_weight(zero, last, "v")) == 1.0
+    for schedule in ("constant", "exponential", "snr"):
+        assert bool(o.huber_threshold(zero, last, 0.1, schedule).isfinite().all())
+
+
 def test_offset_noise_shifts_whole_channels(draws: tuple[torch.Tensor, ...]) -> None:
     noise = draws[1]
     shift = torch.randn(6, 4, 1, 1)

@@ -6,7 +6,7 @@ the same there, here and in the programs that draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,16 +59,18 @@ def tokens(tokenizer: Any, text: str, count: int) -> Tensor:
     return cut
 
 
-def read(encoder: Any, ids: Tensor, *, layer: int | None = None) -> tuple[Tensor, Tensor | None]:
+def read(encoder: Any, ids: Tensor, *, skip: int = 1, normed: bool = True) -> tuple[Tensor, Tensor | None]:
     """States [b, 75n+2, width] and, where the encoder projects, the first piece's summary [b, width], of ids [b, n, 77].
 
-    `layer`: that hidden state as it is, -2 for the last but one; else the last one after its norm.
+    `skip`: which layer from the end is read, 1 for the last; `normed`: after the encoder's last norm, or as the layer gives it.
     """
     batch, count = ids.shape[:2]
-    out = encoder(ids.flatten(0, 1), output_hidden_states=layer is not None)
-    states = (out.last_hidden_state if layer is None else out.hidden_states[layer]).unflatten(0, (batch, count))  # [b, n, 77, w]
+    out = encoder(ids.flatten(0, 1), output_hidden_states=skip > 1)
+    states = out.last_hidden_state if skip == 1 else out.hidden_states[-skip]
+    if skip > 1 and normed:
+        states = getattr(encoder, "text_model", encoder).final_layer_norm(states)
     summary = getattr(out, "text_embeds", None)
-    return joined(states), None if summary is None else summary.unflatten(0, (batch, count))[:, 0]
+    return joined(states.unflatten(0, (batch, count))), None if summary is None else summary.unflatten(0, (batch, count))[:, 0]
 
 
 def joined(states: Tensor) -> Tensor:
@@ -76,15 +78,12 @@ def joined(states: Tensor) -> Tensor:
     return torch.cat([states[:, 0, :1], states[:, :, 1:-1].flatten(1, 2), states[:, -1, -1:]], dim=1)
 
 
-def targets(part: str, encoder: Any) -> list[Target]:
-    """The six linear layers of every block."""
-    return find_targets(part, encoder, TARGETS)
-
-
-def with_idle_end(found: Sequence[Target], encoder: Any) -> list[Target]:
-    """The same targets, those of the last layer marked as idle: its output is not used where the last but one is read."""
-    last = f"encoder.layers.{encoder.config.num_hidden_layers - 1}."
-    return [replace(target, idle=last in target.name) for target in found]
+def targets(part: str, encoder: Any, *, skip: int = 1) -> list[Target]:
+    """The six linear layers of every block; idle where the layer that is read comes before them."""
+    read_from = encoder.config.num_hidden_layers - (skip - 1)
+    silent = tuple(f"encoder.layers.{layer}." for layer in range(read_from, encoder.config.num_hidden_layers))
+    found = find_targets(part, encoder, TARGETS)
+    return [replace(target, idle=any(layer in target.name for layer in silent)) for target in found]
 
 
 def key_of(prefix: str, module: str) -> str:

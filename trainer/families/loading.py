@@ -36,11 +36,11 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
         raise BaseModelError("LRY-BASE-LOAD", f"the base {base.location} cannot be loaded: {reason}", hint) from error
     process = family.process(parts, foundation, device)
-    return Model(family, parts, process, device, foundation.dtype, Path(base.location).name)
+    return Model(family, parts, process, device, foundation)
 
 
 def _check_vocabulary(tokenizer: Any, encoder: Any) -> None:
-    """transformers makes an empty tokenizer where the vocabulary is missing, and says nothing."""
+    """As `FEW_TOKENS` says, for a folder whose tokenizer is damaged."""
     known, wanted = len(tokenizer), encoder.config.vocab_size
     if known < wanted // 2:
         raise ValueError(f"its tokenizer knows {known} tokens, its text encoder {wanted}")
@@ -72,18 +72,34 @@ CLIP_VOCABULARY = "openai/clip-vit-large-patch14"
 """All Stable Diffusion text encoders of the CLIP kind read these tokens; they differ in what they pad with."""
 
 
+FEW_TOKENS = 100
+"""transformers makes an empty tokenizer where the vocabulary is missing, and says nothing."""
+
+
 def _from_file(foundation: Foundation, family: Family) -> dict[str, Any]:
     """Through diffusers' own conversion. A folder `<name>.config` beside the file says configurations and tokenizers, if there is one."""
     path = Path(foundation.base.location)
     beside = path.with_suffix(".config")
     if beside.is_dir():
         return _converted(path, beside, family, foundation.dtype, {})
-    names = [name for name in family.components if name.startswith("tokenizer")]
-    kinds = {name: _class_of(family, name) for name in names}
-    tokenizers = {name: kinds[name].from_pretrained(CLIP_VOCABULARY, **family.real[name]) for name in names}
+    tokenizers = _tokenizers(path, family)
     with tempfile.TemporaryDirectory() as folder:
         _write_configuration(Path(folder), family)
         return _converted(path, Path(folder), family, foundation.dtype, tokenizers)
+
+
+def _tokenizers(path: Path, family: Family) -> dict[str, Any]:
+    """A file of weights holds no vocabulary: it is fetched."""
+    names = [name for name in family.components if name.startswith("tokenizer")]
+    try:
+        found = {name: _class_of(family, name).from_pretrained(CLIP_VOCABULARY, **family.real[name]) for name in names}
+        if any(len(tokenizer) < FEW_TOKENS for tokenizer in found.values()):
+            raise OSError(CLIP_VOCABULARY)
+    except OSError as error:
+        fact = f"{path.name} needs the vocabulary of {CLIP_VOCABULARY}, which cannot be fetched from the hub."
+        hint = f"Check the network, or put a diffusers model's configurations and tokenizers into a folder {path.stem}.config beside it."
+        raise BaseModelError("LRY-BASE-LOAD", fact, hint) from error
+    return found
 
 
 def _converted(path: Path, config: Path, family: Family, dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,17 +74,23 @@ class Model:
     """diffusers' components by name: `vae`, `scheduler`, the family's parts, encoders and their tokenizers."""
     process: Process
     device: torch.device
-    dtype: torch.dtype
-    name: str
+    foundation: Foundation
     bank: Bank = field(default_factory=Bank)
+    dtype: torch.dtype = field(init=False)
     _identities: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.dtype = self.foundation.dtype
         for part in ("vae", *self.family.encoders, self.denoiser):  # now, before anything is cast
             values = _SAMPLE if part == self.denoiser else None if part == "vae" else _LARGE_SAMPLE
             self._identities[part] = _hash_of(self.parts[part], values)
             self.parts[part].requires_grad_(requires_grad=False).eval()
         self.parts[self.denoiser].to(self.dtype)
+
+    @property
+    def name(self) -> str:
+        """What the base is called: the last part of its path or id."""
+        return Path(self.foundation.base.location).name
 
     @property
     def denoiser(self) -> str:
@@ -136,7 +143,7 @@ class Model:
 
     def text_address(self, encoders: Collection[str]) -> str:
         """What an embedding by these encoders depends on besides the token ids."""
-        return "".join(self._identities[part] for part in sorted(encoders)) + str(self.dtype)
+        return "".join(self._identities[part] for part in sorted(encoders)) + f"{self.dtype}{self.foundation.clip_skip}"
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from trainer.protocol import TrainingOptions
 def targets(model: Model, part: str, preset: str) -> list[Target]:
     """192 layers of the UNet, 72 of the text encoder."""
     module = model.parts[part]
-    return diffusion.targets(module, preset) if part == "unet" else clip.targets(part, module)
+    if part == "unet":
+        return diffusion.targets(module, preset)
+    return clip.targets(part, module, skip=model.foundation.clip_skip)
 
 
 def key_of(part: str, module: str) -> str:
@@ -40,8 +42,8 @@ def tokens(model: Model, text: str, options: TrainingOptions) -> dict[str, Tenso
 
 
 def encode(model: Model, part: str, ids: Tensor) -> Condition:
-    """The last layer's states."""
-    states, _ = clip.read(model.parts[part], ids)
+    """The last layer's states, or an earlier one's, normed."""
+    states, _ = clip.read(model.parts[part], ids, skip=model.foundation.clip_skip)
     return {"text": states.to(model.dtype)}  # [b, 75n+2, width]
 
 

@@ -21,7 +21,7 @@ from trainer.protocol import TrainingOptions
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-PENULTIMATE = -2
+PENULTIMATE = 2
 
 
 def targets(model: Model, part: str, preset: str) -> list[Target]:
@@ -32,8 +32,7 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     module = model.parts[part]
     if part == "unet":
         return diffusion.targets(module, preset)
-    found = clip.targets(part, module)
-    return clip.with_idle_end(found, module) if part == "text_encoder" else found
+    return clip.targets(part, module, skip=PENULTIMATE if part == "text_encoder" else 1)  # bigG's last layer makes the summary
 
 
 def key_of(part: str, module: str) -> str:
@@ -94,7 +93,7 @@ def tokens(model: Model, text: str, options: TrainingOptions) -> dict[str, Tenso
 
 def encode(model: Model, part: str, ids: Tensor) -> Condition:
     """States of the last layer but one; of bigG its summary of the first piece as well."""
-    states, summary = clip.read(model.parts[part], ids, layer=PENULTIMATE)
+    states, summary = clip.read(model.parts[part], ids, skip=PENULTIMATE, normed=False)
     if summary is None:
         return {"text": states.to(model.dtype)}  # [b, 75n+2, 768]
     return {"text_2": states.to(model.dtype), "pooled": summary.to(model.dtype)}  # [b, 75n+2, 1280], [b, 1280]
