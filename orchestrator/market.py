@@ -59,6 +59,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "disk_gib": plan.disk_gib,
         "offers_seen": plan.seen,
         "left_out": dict(plan.left_out),
+        "failed_us": [{"provider": o.provider, "offer": o.id, "machine": o.machine_id, "gpu": o.gpu_name} for o in plan.avoided],
         "reason": why_first(plan),
         "candidates": [
             {
