@@ -162,3 +162,15 @@ def test_one_encoder_can_be_trained_and_another_left(train: Train, home: Path, f
     keys = load_file(home / "first/lisa/lisa.safetensors").keys()
     assert any(key.startswith("lora_te1_") for key in keys)
     assert not any(key.startswith("lora_te2_") for key in keys)
+
+
+def test_one_session_trains_jobs_of_every_family(root: Path, spec: Callable[..., dict[str, Any]]) -> None:
+    """Each group has its own base; the one before has left the device. What a job gets does not depend on who came first."""
+    jobs = [JobSpec(**spec(name=name, family=name, base=name, steps=2, output=f"session/{name}")) for name in FAMILIES]
+    events: list[AnyEvent] = []
+    run_jobs(jobs, Place(root, events.append))
+    assert [state for state, _ in ended(events)] == ["done"] * len(FAMILIES)
+    again: list[AnyEvent] = []
+    run_jobs([job.model_copy(update={"output": f"again/{job.name}"}) for job in jobs[::-1]], Place(root, again.append))
+    files = [{e.job: e.sha256 for e in only(one, Committed) if e.final} for one in (events, again)]
+    assert files[0] == files[1]
