@@ -21,6 +21,7 @@ from orchestrator.progress import Progress
 from orchestrator.rent import Machine
 from orchestrator.run import go_on
 from orchestrator.shell import Shell
+from orchestrator.steps import Step, in_order
 from orchestrator.trip import Tools, Trip
 from providers.base import InstanceStatus, Offer, Prices, Requirements
 
@@ -128,8 +129,8 @@ def test_the_steps_stand_in_the_order_in_which_they_happened(trip: Trip, cloud: 
     trip.ledger.record("reachable", attempt=2, host_key="SHA256:x")
     cloud.clock.sleep(7)
     second.release("the work is done")
-    watched = [drill.Step(name="account"), drill.Step(name="host key"), drill.Step(name=drill.ENDS)]
-    rows = drill._in_order(trip, watched)
+    watched = [Step(name="account"), Step(name="host key"), Step(name=drill.ENDS)]
+    rows = in_order(trip, watched)
     assert [row.name for row in rows] == [
         "account", "rent", "no good", "seen to be gone", "rent", "boot", "host key", drill.ENDS, "seen to be gone"
     ]  # fmt: skip
