@@ -105,12 +105,11 @@ def _tokenizers(path: Path, family: Family) -> dict[str, Any]:
 def _converted(path: Path, config: Path, family: Family, dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
     import diffusers
 
+    where: dict[str, Any] = {"config": str(config), "local_files_only": True}
+    vae = _class_of(family, "vae").from_single_file(str(path), subfolder="vae", torch_dtype=torch.float32, **where)
     pipeline = getattr(diffusers, family.pipeline)
-    whole = pipeline.from_single_file(str(path), config=str(config), local_files_only=True, torch_dtype=torch.float32, **given)
+    whole = pipeline.from_single_file(str(path), torch_dtype=dtype, vae=vae, **where, **given)
     parts = {name: getattr(whole, name) for name in family.components}
-    for name, part in parts.items():
-        if isinstance(part, torch.nn.Module) and name != "vae":
-            part.to(dtype)
     said = _said(path)
     return {**parts, "scheduler": _class_of(family, "scheduler").from_config({**whole.scheduler.config, **said})}
 
