@@ -6,7 +6,11 @@ import json
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from .world import Lorry, adapters, check_receipt, check_results, config, poll
+
+pytestmark = pytest.mark.slow
 
 DAYS = 100_000
 """Steps that no deadline of this file leaves time for."""
@@ -25,12 +29,12 @@ def queue(lorry: Lorry, base: Path, drawn: Path, steps: dict[str, int], *, max_u
 
 def test_the_end_of_a_queue_that_does_not_fit_is_left_out_the_others_finish_and_resume_trains_it(lorry: Lorry, base: Path, drawn: Path):
     """Both would end half done. One is finished; two ends with a checkpoint at home, is called cut, and goes on from there."""
-    file = queue(lorry, base, drawn, {"one": 400, "two": DAYS}, max_usd=20.0, minutes=9.0)
+    file = queue(lorry, base, drawn, {"one": 300, "two": DAYS}, max_usd=20.0, minutes=12.0)
     done = lorry("run", str(file), "-y", "--json", timeout_s=600.0)
     assert done.code == 5, done.err
     document = done.document
     one, two = document["jobs"]
-    assert (one["status"], one["steps"], two["status"]) == ("done", 400, "cut")
+    assert (one["status"], one["steps"], two["status"]) == ("done", 300, "cut")
     assert 0 < two["steps"] < DAYS
     assert [Path(path).name for path in two["checkpoints"]][-1] == f"step{two['steps']:06d}.safetensors"
     assert (two["adapter"], document["status"]) == (None, "stopped by the cap")
@@ -40,7 +44,8 @@ def test_the_end_of_a_queue_that_does_not_fit_is_left_out_the_others_finish_and_
     check_receipt(lorry, document)
     check_results(lorry, document["run"])
     assert set(adapters(lorry, document["run"])) == {"one"}
-    again = lorry.start("resume", document["run"], "--budget", "45", "--json")
+    assert document["hint"].startswith(f"go on with: lorry resume {document['run']} --budget ")
+    again = lorry.start("resume", document["run"], "--budget", document["hint"].split()[-1], "--json")
     with lorry.standing(two["steps"] + 3) as run:
         poll(lambda: len(began(lorry, run)) == 3, what="word of the second beginning")
         assert began(lorry, run)[2:] == [("two", two["steps"])], "from its checkpoint, and alone"
