@@ -1,6 +1,6 @@
 """Whoever is lost, the bill stops: the client, its network, the machine's guard, both; computers that sleep, and clocks that jump.
 
-Real processes and, where the cap itself is waited for, the real clock: those tests take six minutes and stand in `make crash`.
+Real processes and, where the cap itself is waited for, the real clock: that takes nine minutes and stands in `make crash`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .island import Island, island, why_not
 from .test_lives import check_as_undisturbed
 from .world import Cloud, Lorry, adapters, check_gone, check_receipt, children_of, config, poll, processes_naming, supervisor_of
 
-MAX_HOURS = 0.1
-"""Six minutes, of which five are the way out."""
+MAX_HOURS = 0.12
+"""Seven minutes, of which five are the way out."""
 GUARD_LATE_S, CLIENT_LATE_S = 180, 30
 """After the cap, at most: what docs/money.md promises."""
 YEAR_S = 365 * 24 * 3600
@@ -51,7 +51,9 @@ def short_path() -> Iterator[Path]:
 def guard_of(lorry: Lorry, run: str) -> int:
     """The process that guards the run's machine."""
     (machine,) = [m for m in lorry.cloud.machines(run) if m.live]
-    (pid,) = [p for p, command in processes_naming(f"machines/{machine.id}").items() if ".lorry-guard" in command]
+    (pid,) = [
+        p for p, command in processes_naming(f"machines/{machine.id}").items() if "python3 -c" in command and ".lorry-guard" in command
+    ]
     return pid
 
 
@@ -104,14 +106,12 @@ def test_a_stranger_with_the_key_ends_what_client_and_guard_have_left(lorry: Lor
 def test_the_cap_holds_on_the_real_clock_whoever_is_lost(tmp_path: Path, cloud: Cloud, base: Path, drawn: Path, short_path: Path):
     """Killed, frozen, cut off: the guard alone. Guard dead and machine deaf: the client alone."""
     with island(short_path / "island") as sea:
-        lives = {
-            loss: _begin(tmp_path / loss, cloud, base, drawn, through=sea if loss == "cut" else None)
-            for loss in ("killed", "frozen", "cut", "guard")
-        }
-        for loss, (lorry, driver) in lives.items():
-            poll(lambda lorry=lorry: lorry.step() >= 4 and lorry.kinds(lorry.run).count("fetched"), what=f"a checkpoint of {loss}")
+        lives: dict[str, tuple[Lorry, world.Running]] = {}
+        for loss, happens in LOSSES.items():
+            lorry, driver = lives[loss] = _begin(tmp_path / loss, cloud, base, drawn, through=sea if loss == "cut" else None)
+            poll(lambda lorry=lorry: lorry.runs and "fetched" in lorry.kinds(lorry.run), what=f"a checkpoint of {loss}")
             freeze_the_work(lorry, lorry.run)
-            LOSSES[loss](lorry, driver, sea)
+            happens(lorry, driver, sea)
         try:
             for loss, (lorry, _) in lives.items():
                 run = lorry.run
@@ -139,7 +139,7 @@ def test_the_cap_holds_on_the_real_clock_whoever_is_lost(tmp_path: Path, cloud: 
 def _begin(folder: Path, cloud: Cloud, base: Path, drawn: Path, *, through: Island | None) -> tuple[Lorry, world.Running]:
     folder.mkdir()
     lorry = Lorry(folder=folder, cloud=cloud)
-    file = config(folder, base, {"one": drawn}, max_usd=20.0, steps=100_000, save_every_steps=3, gradient_accumulation=20)
+    file = config(folder, base, {"one": drawn}, max_usd=50.0, steps=20_000, save_every_steps=3, gradient_accumulation=20)
     file.write_text(file.read_text().replace("[budget]", f"[budget]\nmax_hours = {MAX_HOURS}"))
     return lorry, _start(lorry, "run", str(file), "-y", "--no-keeper", "--json", through=through)
 
