@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -27,14 +25,13 @@ from .faces import Action, Reply, Request
 from .limits import Window
 from .market import Market
 from .rentals import AccountRecord, MarketError, Out, View
+from .runpod_pods import document, time_text
 from .runpod_schema import POD_ID, validated
 
 TITLES = {400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
           409: "Conflict", 410: "Gone", 422: "Unprocessable Entity", 429: "Too Many Requests", 503: "Service Unavailable"}  # fmt: skip
 WINDOWS = (Window("minute", 60, 60), Window("hour", 3000, 3600), Window("day", 50_000, 86_400))
 """As documented; a real account was seen with 180, 7200 and 86400."""
-STALE_S = 2.0
-"""A stopped pod shows its last runtime for so long."""
 GONE_TEXT = "REST API v1 was retired on November 15, 2026. Use https://api.runpod.io/v2."
 
 Verb = Callable[["RunPodFace", Market, Request, AccountRecord], Reply]
@@ -130,64 +127,9 @@ class RunPodFace:
             if view.rental.out is Out.CREDIT:
                 market.destroy(account.name, view.rental.id)
 
-    # Pods as v2 shows them
-
     def pod(self, market: Market, view: View) -> dict[str, Any]:
-        """One pod's document."""
-        rental, data = view.rental, view.rental.face_data
-        exited = view.status == "exited"
-        stale = exited and rental.exited_at is not None and market.now() - rental.exited_at < timedelta(seconds=STALE_S)
-        status = "EXITED" if exited else "RUNNING" if view.status == "running" else self.early_status
-        running = view.status == "running"
-        words = {"args": data["args"]} if self.older_spec else {"args": data["args"], "cmd": data["command"], "entrypoint": []}
-        mounts = {"persistent": {"size": data["volume_gb"], "path": data["volume_path"]}} if data["volume_gb"] else {}
-        usd = (rental.stopped_usd_per_hour or Decimal(0)) if exited else rental.offer.prices.gpu_usd_per_hour
-        return words | {
-            "id": rental.id,
-            "name": rental.spec.label,
-            "image": rental.spec.image,
-            "disk": data["disk_gb"],
-            "ports": data["ports"],
-            "env": dict(rental.spec.env),  # every holder of the account key can read it back
-            "registry": None,
-            "status": status,
-            "actions": ACTIONS[status],
-            "mounts": mounts,
-            "gpu": stock.gpu_document(rental.offer),
-            "cloud": rental.offer.provider_data["cloud"],
-            "dataCenterId": rental.offer.provider_data["center"] or None,
-            "cudaVersion": rental.offer.provider_data["cuda"],
-            "ssh": {"proxy": None if view.status == "created" else _proxy(view), "direct": self._direct(market, view)},
-            "template": None,
-            "cost": float(round(usd, 5)),
-            "locked": data["locked"],
-            "globalNetworking": {"enabled": False},
-            "runtime": self._runtime(market, view) if running or stale else None,
-            "createdAt": _time(rental.created_at),
-            "startedAt": _time(rental.booted_at) if running else None,
-        }
-
-    def _direct(self, market: Market, view: View) -> dict[str, Any] | None:
-        """Published after the container runs, and only for a port that was asked for."""
-        late = timedelta(seconds=market.boot.created_s + market.boot.loading_s + market.boot.ports_late_s)
-        if view.status != "running" or "22/tcp" not in view.rental.face_data["ports"] or market.now() - view.rental.booted_at < late:
-            return None
-        user, port = market.machines.user, view.seen.port
-        return {"host": "127.0.0.1", "port": port, "username": user, "command": f"ssh {user}@127.0.0.1 -p {port}"}
-
-    def _runtime(self, market: Market, view: View) -> dict[str, Any]:
-        direct = self._direct(market, view)
-        ports = [{"private": 22, "public": direct["port"], "type": "tcp", "ip": "127.0.0.1"}] if direct else []
-        uptime = int((market.now() - view.rental.booted_at).total_seconds())
-        return {"uptime": uptime, "gpus": [{"util": 0, "memoryUtil": 0}], "cpu": {"util": 3}, "memory": {"util": 5}, "ports": ports}
-
-
-ACTIONS = {
-    "RUNNING": ["stop", "restart", "terminate"],
-    "EXITED": ["start", "terminate"],
-    "PROVISIONING": ["stop", "terminate"],
-    "STARTING": ["stop", "terminate"],
-}
+        """One pod's document, in this face's words."""
+        return document(market, view, early_status=self.early_status, older_spec=self.older_spec)
 
 
 def _browser_check(action: Action, market: Market, request: Request) -> Reply:
@@ -208,16 +150,6 @@ def _gone(_: Market, __: Request) -> Reply:
 
 def _no_such_path(_: Market, request: Request) -> Reply:
     return _json({"title": "Not Found", "status": 404, "detail": f"no route for {request.method} {request.path}"}, 404)
-
-
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _proxy(view: View) -> dict[str, Any]:
-    """Takes an interactive terminal and nothing else; not emulated."""
-    user = stock.host_id(view.rental)
-    return {"host": "ssh.runpod.io", "port": 22, "username": user, "command": f"ssh {user}@ssh.runpod.io"}
 
 
 def _pod_id(request: Request) -> str:
@@ -325,7 +257,7 @@ def _action(face: RunPodFace, market: Market, request: Request, account: Account
 def _logs(_: RunPodFace, market: Market, request: Request, account: AccountRecord) -> Reply:
     """What there is by now, as server-sent events; the real one stays open."""
     view = market.show(account.name, _pod_id(request))
-    at = _time(view.rental.booted_at)
+    at = time_text(view.rental.booted_at)
     lines = [
         ("system", view.status_text or "start container"),
         *(("container", line) for line in market.machines.boot_log(view.rental.id).splitlines()),
