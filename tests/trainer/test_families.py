@@ -213,6 +213,15 @@ def test_what_the_user_says_of_a_base_wins(bases: Path) -> None:
     assert load(bases, "sd2", prediction="epsilon").origin().base_model_version == "sd_v2"
 
 
+@pytest.mark.parametrize(("name", "other"), [("sd15", "sd2"), ("sd15", "sdxl"), ("sd2", "sd15"), ("sd2", "sdxl")])
+def test_a_hub_base_of_another_family_is_refused_before_it_is_trained(name: str, other: str, bases: Path) -> None:
+    """Nobody has looked at it until it is here."""
+    base = Base(kind="hub", location=str(bases / other), family=None)
+    with pytest.raises(BaseModelError, match=f"is not of family {name}") as caught:
+        families.load(Foundation(family=name, base=base, dtype=torch.float32), CPU)
+    assert caught.value.code == "LRY-BASE-FAMILY"
+
+
 def test_a_file_that_does_not_say_what_it_answers_is_asked_about(bases: Path, tmp_path: Path) -> None:
     """No key of a Stable Diffusion 2 checkpoint tells the 768 model from the 512 one."""
     file = tiny.single_file(bases / "sd2", tmp_path / "two.safetensors")

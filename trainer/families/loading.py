@@ -35,8 +35,24 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
         raise BaseModelError("LRY-BASE-LOAD", f"the base {base.location} cannot be loaded: {reason}", hint) from error
+    _expect_kind(foundation, family, parts[family.parts[0]].config)
     process = family.process(parts, foundation, device)
     return Model(family, parts, process, device, foundation)
+
+
+TELLING = ("addition_embed_type", "use_linear_projection")
+"""Keys of a denoiser's configuration in which families of one class differ."""
+
+
+def _expect_kind(foundation: Foundation, family: Family, config: Any) -> None:
+    """Folders and files were looked at before; what a hub id is shows only now."""
+    real = family.real[family.parts[0]]
+    if odd := [key for key in TELLING if (config.get(key) or None) != (real.get(key) or None)]:
+        raise BaseModelError(
+            "LRY-BASE-FAMILY",
+            f"{foundation.base.location} is not of family {foundation.family}: its {odd[0]} is {config.get(odd[0])}.",
+            "Set `family` to what the base is.",
+        )
 
 
 def _check_vocabulary(tokenizer: Any, encoder: Any) -> None:
