@@ -19,7 +19,7 @@ from orchestrator.onward import LOOKS, SEEK_AGAIN_S, SEEK_S, NotWorthIt, leave_b
 from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
 from orchestrator.recovery import FRUITLESS, LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S
-from orchestrator.rent import Machine
+from orchestrator.rent import MISSED_LOOKS, Machine, rented
 from orchestrator.trip import Tools, Trip
 from providers.base import Instance, InstanceStatus, Prices, SSHEndpoint
 
@@ -195,6 +195,32 @@ def test_a_hiccup_is_not_worth_a_line(world: World):
     world.rent()
     world.silence(5)
     assert world.view.said == []
+
+
+def test_who_takes_up_a_run_whose_machine_was_outbid_meanwhile_destroys_it_first(world: World):
+    """A stopped machine bills its disk; the run is not decided, so it goes on."""
+    world.rent()
+    world.cloud.told, world.cloud.text = [InstanceStatus.STOPPED] * 10, "outbid"
+    with pytest.raises(MachineFailed, match="does not answer any more: it is stopped: outbid"), rented(world.trip):
+        pytest.fail("there is no machine to hold")
+    assert world.cloud.billing() == []
+    assert world.ledger.book().attempts[1].outcome is None
+    assert [one.attempt for one in world.trip.lost()] == [1]
+
+
+def test_who_takes_up_a_run_while_offline_waits_for_the_cloud(world: World):
+    """Longer than any machine may take to boot: nobody can be asked, and the machine trains on."""
+    world.rent()
+    world.cloud.reachable = False
+    world.cloud.told = [InstanceStatus.STOPPED] * MISSED_LOOKS
+
+    def back(_: float) -> None:
+        world.cloud.reachable = world.clock.passed_s > BOOT_S + 3 * world.order.boot_timeout_s
+
+    world.clock.on_sleep = back
+    with pytest.raises(MachineFailed, match="it is stopped"), rented(world.trip):
+        pytest.fail("there is no machine to hold")
+    assert world.clock.passed_s > BOOT_S + 3 * world.order.boot_timeout_s
 
 
 # -- the next machine ------------------------------------------------------------------------------
