@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Account, Instance, InstanceStatus, LaunchSpec, Offer, Prices, Requirements, SSHEndpoint
-from .errors import AuthError, NoCapacity, ProviderError, Unavailable, UnexpectedResponse
+from .errors import AuthError, NoCapacity, NoKey, ProviderError, Unavailable, UnexpectedResponse
 
 TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10
@@ -230,7 +230,7 @@ class SSH:
 
     def _all(self) -> Sequence[str]:
         if not self._hosts:
-            raise AuthError("no machine of yours is named", hint=f'write `hosts = ["user@host:port"]` into {config_file()}')
+            raise NoKey("no machine of yours is named", hint=f'write `hosts = ["user@host:port"]` into {config_file()}')
         return self._hosts
 
     def _place(self, instance_id: str) -> tuple[str, str]:

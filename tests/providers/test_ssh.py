@@ -14,7 +14,7 @@ from contract import Cloud, ProviderContract, login, ssh_options, wait_for_ssh
 from sandbox_help import poll, processes_of
 
 from providers.base import Instance, InstanceStatus, LaunchSpec, Requirements
-from providers.errors import AuthError, NoCapacity, ProviderError, Unavailable, UnexpectedResponse
+from providers.errors import NoCapacity, NoKey, ProviderError, Unavailable, UnexpectedResponse
 from providers.sandbox import machine
 from providers.sandbox.machines import Boot, RealMachines, login_user, needs_private_run
 from providers.ssh import END, LOOK, SSH, TAKE, Said, address, over_ssh
@@ -253,7 +253,7 @@ def test_where_a_machine_is() -> None:
 
 def test_the_machines_stand_in_a_file_of_lorrys_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORRY_HOME", str(tmp_path))
-    with pytest.raises(AuthError, match="no machine of yours") as caught:
+    with pytest.raises(NoKey, match="no machine of yours") as caught:
         SSH.from_env().instances()
     assert str(tmp_path / "ssh.toml") in caught.value.hint
     (tmp_path / "ssh.toml").write_text('hosts = ["a", "b:22"]\nkey = "~/k"\ngpu = "RTX 4090, 24"')
