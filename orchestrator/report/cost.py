@@ -15,11 +15,11 @@ from typing import Any
 from orchestrator.budget import GIB, show_usd
 from orchestrator.home import RunFolder
 from orchestrator.lease import usage_of
-from orchestrator.ledger import Attempt
-from orchestrator.lifecycle import Phase
+from orchestrator.ledger import Attempt, Entry
+from orchestrator.lifecycle import Phase, Signal
 from orchestrator.view import duration
 
-from .receipt import PHASES, book_and_entries, phases
+from .receipt import PHASES, book_and_entries
 
 IN_BETWEEN, OTHERS, TRAFFIC = "in between", "other machines", "traffic"
 PHASE_OF = {
@@ -109,11 +109,8 @@ class Spent:
 def cost(folder: RunFolder, now: datetime, billed: Mapping[int, Decimal | None]) -> dict[str, Any]:
     """The document of `lorry cost --json` for one run, beside the receipt's sums. `billed`: what each attempt's provider charged."""
     book, entries = book_and_entries(folder)
-    took: dict[int, dict[str, float]] = {}
-    for phase in phases(entries):
-        took.setdefault(phase["attempt"], {})[phase["phase"]] = phase["seconds"]
     spent = [
-        Spent(attempt=a, until=a.gone_at or now, seconds=took.get(a.number, {}), trained=a.started_at is not None)
+        Spent(attempt=a, until=a.gone_at or now, seconds=_took(entries, a.number, a.gone_at or now), trained=a.started_at is not None)
         for a in book.attempts.values()
     ]
     candidates = (folder.read("plan.json") or {}).get("candidates") or [{}]
@@ -123,6 +120,16 @@ def cost(folder: RunFolder, now: datetime, billed: Mapping[int, Decimal | None])
         "differences": [_plain(asdict(part)) for part in differences(plan, spent)],
         "bills": [_plain(asdict(bill(one, billed.get(one.attempt.number), now))) for one in spent if one.attempt.instance_ids],
     }
+
+
+def _took(entries: Sequence[Entry], number: int, until: datetime) -> dict[str, float]:
+    """Seconds of each phase that one attempt began; one that nothing ended lasts until the machine was given up, or until now."""
+    at: dict[str, datetime] = {}
+    for entry in entries:
+        if entry.attempt == number:
+            at.setdefault(entry.kind, entry.at)
+    over = {name: at.get(end) or max(at[begin], at.get(Signal.GIVE_UP, until)) for name, begin, end in PHASES if begin in at}
+    return {name: max(0.0, (over[name] - at[begin]).total_seconds()) for name, begin, _ in PHASES if name in over}
 
 
 def _plain(document: dict[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,14 @@ def test_a_run_under_way_is_told_without_explanations(story: Story):
     assert any("not known to be gone" in line for line in in_words(document))
 
 
+def test_a_phase_that_nothing_ended_lasts_until_the_machine_was_given_up(story: Story):
+    """Lost in the middle of its training: that was training, and no time in between."""
+    story.machine((60.0, 60.0, 30.0))
+    by_name = {line["name"]: line["took_s"] for line in story.document()["lines"]}
+    assert by_name["training"] == 7.0
+    assert by_name[IN_BETWEEN] == 0.0
+
+
 def test_a_run_that_trained_nothing_says_so(story: Story):
     story.machine(())
     assert "nothing was trained" in whys(story.document())
