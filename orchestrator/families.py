@@ -24,6 +24,8 @@ class Cost:
     """The host cannot launch a step's kernels faster."""
     weights_gib: float
     """Denoiser in bf16, and the VAE."""
+    encoders_gib: float
+    """Text encoders in bf16; they stay on the card only while they are trained."""
     activations_gib: float
     """Kept for the backward pass, of one sample."""
     checkpointed_gib: float
@@ -42,6 +44,7 @@ COSTS: Mapping[str, Cost] = {
         tflop_per_sample=1.72,  # 2.32 with checkpointing
         host_s_per_step=0.18,
         weights_gib=1.9,
+        encoders_gib=0.25,
         activations_gib=0.80,
         checkpointed_gib=0.15,
         denoiser_bytes=1.72e9,
@@ -53,6 +56,7 @@ COSTS: Mapping[str, Cost] = {
         tflop_per_sample=1.72,  # its forward pass was counted within one per cent of SD1.5's
         host_s_per_step=0.18,
         weights_gib=1.9,
+        encoders_gib=0.65,
         activations_gib=0.80,
         checkpointed_gib=0.15,
         denoiser_bytes=1.73e9,
@@ -64,6 +68,7 @@ COSTS: Mapping[str, Cost] = {
         tflop_per_sample=14.19,  # 19.34 with checkpointing
         host_s_per_step=0.60,
         weights_gib=5.1,
+        encoders_gib=1.55,
         activations_gib=6.2,  # so that batch 1 at rank 16 comes to the 13 GiB that were published
         checkpointed_gib=0.60,
         denoiser_bytes=5.14e9,

@@ -284,6 +284,7 @@ def _work(job: CheckedJob) -> Work:
         resolution=options.resolution,
         rank=options.rank,
         gradient_checkpointing=options.gradient_checkpointing,
+        trains_text=bool(options.text_encoder_lr or options.text_encoder_2_lr),
         saves=1 + (steps // every if every else 0),
         samples=len(options.sample_prompts) * (1 + steps // drawn if drawn else 0),
         dataset_bytes=sum(file.stat().st_size for file in job.files),

@@ -47,6 +47,7 @@ class Work:
     resolution: int
     rank: int
     gradient_checkpointing: bool
+    trains_text: bool = False
     saves: int
     samples: int
     dataset_bytes: int
@@ -171,7 +172,8 @@ def _vram_gib(work: Work) -> float:
     pixels = (work.resolution / cost.side) ** 2
     saved = cost.checkpointed_gib if work.gradient_checkpointing else cost.activations_gib
     adapter = work.rank * cost.adapter_params_per_rank * 16 / GIB  # weights, gradients and two states, all fp32
-    return cost.weights_gib + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
+    encoders = cost.encoders_gib if work.trains_text else 0.0
+    return cost.weights_gib + encoders + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
 
 
 def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
