@@ -195,8 +195,10 @@ def single_file(folder: Path, path: Path, *, marks: Sequence[str] = (), **metada
     else:
         prefix = "conditioner.embedders.0.transformer." if two else "cond_stage_model.transformer."
         whole |= {f"{prefix}text_model.{k.removeprefix('text_model.')}": v for k, v in tensors("text_encoder").items()}
+        whole[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     if two:
         whole |= open_clip(tensors("text_encoder_2"), "conditioner.embedders.1.model.")
+    whole |= {key: torch.zeros(3) for key in ("betas", "alphas_cumprod", "model_ema.decay", "model_ema.num_updates")}  # as real ones have
     whole |= {mark: torch.tensor([]) for mark in marks}
     save_file({k: v.contiguous() for k, v in whole.items()}, path, metadata)
     shutil.copytree(folder, path.with_suffix(".config"), ignore=shutil.ignore_patterns("*.safetensors"))
@@ -219,7 +221,7 @@ def open_clip(tensors: dict, prefix: str) -> dict:
     """A transformers CLIP in OpenCLIP's names: query, key and value are one, the projection is transposed."""
     import torch
 
-    found: dict = {}
+    found: dict = {f"{prefix}logit_scale": torch.tensor(4.6)}
     for key, value in tensors.items():
         name = key.removeprefix("text_model.")
         if name == "text_projection.weight":
