@@ -3,7 +3,7 @@
 # make check    linter, formatter, types, architecture: under a minute
 # make docs     write the generated pages anew
 # make crash    kill the client at every crash point and take the run up again
-# make simulate SEEDS=n   the money protocol in so many faulty worlds, each replayable by its number
+# make simulate SEEDS=n FIRST=k   the money protocol in so many faulty worlds, each replayable by its number
 # make bench    speed and memory, as ratios; runs alone
 # make setup    system packages and .venv, nothing else
 
@@ -38,8 +38,10 @@ crash: setup
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m crash tests/e2e
 
 SEEDS ?= 2000000
+FIRST ?= 0
+# Cut short, it goes on where it was when called again with the same numbers.
 simulate: setup
-	@$(PYTHON) -m tests.simulation --seeds $(SEEDS) --cores 2
+	@nice -n 10 $(PYTHON) -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --cores 2 --state $(VENV)/simulated-$(FIRST)-$(SEEDS).json
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench

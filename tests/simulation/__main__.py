@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ CHUNK = 1000
 TELL_S = 10.0
 COLLECT = 250
 """Seeds between two collections of garbage: worlds go in circles, and looking for them all the time costs a tenth."""
+
+SIMULATED = ("orchestrator", "providers", "templates", "trainer", "tests/simulation")
 
 Tally = Counter[tuple[str, str]]
 
@@ -159,16 +163,31 @@ class Spread:
         if self.state is None or not self.state.exists():
             return
         document = json.loads(self.state.read_text())
-        if (document["first"], document["count"]) == (self.first, self.count):
+        if (document["first"], document["count"], document["code"]) == (self.first, self.count, code()):
             self.total, self.done, self.seconds = Sum.from_json(document["total"]), document["done"], document["seconds"]
 
     def _save(self) -> None:
         if self.state is None:
             return
-        document = {"first": self.first, "count": self.count, "done": self.done, "seconds": self.seconds, "total": self.total.to_json()}
+        document = {
+            "code": code(),
+            "first": self.first,
+            "count": self.count,
+            "done": self.done,
+            "seconds": self.seconds,
+            "total": self.total.to_json(),
+        }
         beside = self.state.with_suffix(".new")
         beside.write_text(json.dumps(document))
         beside.replace(self.state)
+
+
+@cache
+def code() -> str:
+    """What was simulated, as a hash: figures of other code are no figures of this."""
+    root = Path(__file__).parents[2]
+    files = sorted(file for part in SIMULATED for file in (root / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def needed(name: str, first: int, count: int) -> int:

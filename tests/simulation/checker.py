@@ -127,7 +127,8 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
     for machine in world.cloud.machines:
         if machine.ended_by != "a terminate" or machine.is_outbid or machine.slow or machine.until_s is None:
             continue
-        heard_s = min(machine.until_s, machine.cut_at_s) - UNSAVED_S  # what was made behind a cut line could not come
+        is_over = machine.work is not None and machine.work.ended_s is not None  # in good order: the last save is waited for
+        heard_s = min(machine.until_s, machine.cut_at_s) - (0.0 if is_over else UNSAVED_S)  # what was made behind a cut line could not come
         made = [c for c in world.commits if c.machine == machine.id and c.at_s < heard_s and not _too_late(story, c.at_s)]
         newest = max((c.step for c in made), default=0)
         steps = [int(name[-18:-12]) for name in at_home if "/checkpoints/" in name]

@@ -148,6 +148,30 @@ RULES: dict[str, Rule] = {
         "orchestrator.report.receipt",
         (("return not folder.is_driven and bool(folder.book().open_attempts)", "return False and bool(folder)"),),
     ),
+    "book-named": Rule(
+        "the ledger's name is synced, whoever made the file",
+        "orchestrator.ledger",
+        (("if not self._named:", "if False and not self._named:"),),
+    ),
+    "torn-tail": Rule("a torn tail swallows no entry", "orchestrator.ledger", (("if not _ends_a_line(self._path):", "if False:"),)),
+    "hashes": Rule(
+        "a file is believed when its hash is the one that was listed",
+        "orchestrator.fetch",
+        (("if hash_file(part) == committed.sha256:", "if True:"),),
+    ),
+    "file-synced": Rule(
+        "a file is synced before it gets its name",
+        "orchestrator.fetch",
+        (("            os.fsync(file.fileno())\n", "            file.fileno()\n"),),
+    ),
+    "name-synced": Rule(
+        "a name is synced before it is said to be home", "orchestrator.fetch", (("        sync_folder(final.parent)\n", ""),)
+    ),
+    "price-again": Rule(
+        "the price is read again while a machine trains",
+        "orchestrator.terms",
+        (("(LOOK_S if self._price() else PAUSE_S)", "(LOOK_S if not self._look_at else inf)"),),
+    ),
     "cap-by-client": Rule(
         "the client ends a machine that overruns the cap",
         "orchestrator.trip",
