@@ -122,7 +122,7 @@ def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     assert "going on from step 3 of 10 on another machine" in done.err
     assert sum("destroyed, and seen to be gone" in line for line in done.err.splitlines()) >= 4
     assert (lorry.at(run) / "report.html").read_text().count("<td>it is stopped: outbid</td>") == 3
-    shown = lorry("attach", run)
+    shown = lorry("attach", run, **vast)
     assert (shown.code, shown.out.count("steps gained: it is stopped: outbid")) == (0, 3), "the receipt for people"
 
 
