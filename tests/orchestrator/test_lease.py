@@ -20,7 +20,7 @@ from orchestrator.errors import MayStillBill
 from orchestrator.lease import GRACE_S, PATIENCE_S, Lease, NeverCreated, WrongAccount, destroy, label_trouble, usage_of
 from orchestrator.ledger import Entry, Ledger
 from orchestrator.lifecycle import Phase, Signal
-from providers.base import Account, InstanceStatus
+from providers.base import Account, Instance, InstanceStatus
 from providers.errors import AuthError, NoCapacity, RateLimited, Refused, Unavailable, UnexpectedResponse
 
 
@@ -503,6 +503,38 @@ def test_with_the_key_of_another_account_nothing_is_believed_gone(tmp_path: Path
     monkeypatch.setattr(ground.cloud, "account", lambda: Account(name="ann, by another key", id="acc-1"))
     Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock).release("done")
     assert ground.cloud.billing() == []
+
+
+def test_a_cloud_that_cannot_say_whose_key_this_is_rents_nothing(tmp_path: Path):
+    """It could not be seen to be rid of a machine either: nothing is announced, nothing is sent."""
+    ground = Ground(tmp_path)
+    ground.cloud.plot.fail_call = lambda method, _: down() if method == "account" else None
+    with pytest.raises(Unavailable):
+        ground.take()
+    assert ground.kinds() == []
+    assert ground.cloud.creates == 0
+
+
+def test_an_account_that_could_not_be_asked_for_is_compared_before_anything_is_believed_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ground = Ground(tmp_path)
+    monkeypatch.setattr(ground.cloud, "account", lambda: Account(name="ann", id="acc-1"))
+    ground.take()
+    attempt, answers = ground.another_process().book().attempts[1], iter([down()])
+
+    def of_another() -> Account:
+        if error := next(answers, None):
+            raise error
+        return Account(name="bob", id="acc-2")
+
+    monkeypatch.setattr(ground.cloud, "account", of_another)
+    lease = Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock)
+    ground.cloud.describe = lambda id_: Instance(provider="fake", id=id_, label="", status=InstanceStatus.GONE)  # type: ignore[method-assign]
+    ground.cloud.instances = lambda: []  # type: ignore[method-assign]
+    with pytest.raises(MayStillBill, match="acc-2"):
+        lease.release("enough")
+    assert ground.another_process().book().open_attempts
 
 
 @pytest.mark.parametrize(

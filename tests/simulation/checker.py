@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from .lives import Story
-from .machine import DISK_GIB, RATE
+from .machine import DISK_GIB, NEVER_S, RATE, Machine
 from .standins import CAP_USD, RUN
 
 TOLERATED_S = 180.0
@@ -129,7 +129,7 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
             continue
         is_over = machine.work is not None and machine.work.ended_s is not None  # in good order: the last save is waited for
         heard_s = min(machine.until_s, machine.cut_at_s) - (0.0 if is_over else UNSAVED_S)  # what was made behind a cut line could not come
-        made = [c for c in world.commits if c.machine == machine.id and c.at_s < heard_s and not _too_late(story, c.at_s)]
+        made = [c for c in world.commits if c.machine == machine.id and c.at_s < heard_s and not _too_late(story, machine, c.at_s)]
         newest = max((c.step for c in made), default=0)
         steps = [int(name[-18:-12]) for name in at_home if "/checkpoints/" in name]
         if newest and "jobs/one/one.safetensors" not in at_home and newest > max(steps, default=0):
@@ -137,10 +137,11 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
     return found
 
 
-def _too_late(story: Story, at: float) -> bool:
-    """Made while no lorry looked, or just before, and the cap was reached when one came."""
+def _too_late(story: Story, machine: Machine, at: float) -> bool:
+    """Made while no lorry looked, or just before; and when one came the cap was reached, or the machine's line cut for good."""
     gaps = [(last.at_s, told.from_s) for last, told in pairwise(story.told)] + story.world.slept
-    return any(told.message.startswith("the cap of") for told in story.told) and any(begin - UNSAVED_S <= at <= end for begin, end in gaps)
+    came_in_vain = any(told.message.startswith("the cap of") for told in story.told) or at <= machine.cut_at_s < NEVER_S
+    return came_in_vain and any(begin - UNSAVED_S <= at <= end for begin, end in gaps)
 
 
 def _broken(story: Story) -> list[str]:
