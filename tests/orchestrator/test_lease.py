@@ -531,7 +531,7 @@ def test_an_account_that_could_not_be_asked_for_is_compared_before_anything_is_b
     monkeypatch.setattr(ground.cloud, "account", of_another)
     lease = Lease.adopt(ground.cloud, attempt, ledger=ground.ledger, clock=ground.clock)
     ground.cloud.describe = lambda id_: Instance(provider="fake", id=id_, label="", status=InstanceStatus.GONE)  # type: ignore[method-assign]
-    ground.cloud.instances = lambda: []  # type: ignore[method-assign]
+    ground.cloud.instances = list  # type: ignore[method-assign]
     with pytest.raises(MayStillBill, match="acc-2"):
         lease.release("enough")
     assert ground.another_process().book().open_attempts
