@@ -33,6 +33,8 @@ PATIENCE_S = 180.0
 POLL_S = 2.0
 CLEAN_LOOKS, LOOK_AGAIN_S = 2, 1.0
 """A single look may be answered by a replica that lags behind, or by one that lies."""
+LATE_LOOKS = 2 * CLEAN_LOOKS
+"""When patience is over, looks that began to be clean may go on so far: a cloud that contradicts itself would have us look for ever."""
 CERTAIN = (NoCapacity, Refused, AuthError, RateLimited)
 """Errors of a create that rented nothing, unless they name an instance."""
 STIR = Decimal("0.001")
@@ -287,9 +289,10 @@ def destroy(
     """
     begun = clock.monotonic_s()
     ids, unseen = list(instance_ids), set() if known else set(instance_ids)
-    clean, trouble = 0, "it is still there"
+    clean, late, trouble = 0, 0, "it is still there"
     while True:
         looked = clock.monotonic_s() - begun
+        late += looked >= patience_s
         for instance_id in ids:  # trouble with one must not spare the next
             lives, told = _end(provider, instance_id)
             trouble = told or trouble
@@ -308,7 +311,7 @@ def destroy(
             ids += sorted(listed - {*ids})
         if clean >= CLEAN_LOOKS and (not unseen or looked >= GRACE_S):
             return f"{', '.join(ids) or label}: described as gone and absent from a whole listing, twice, with a key that works"
-        if looked >= patience_s and not clean:
+        if late and (not clean or late > LATE_LOOKS):
             raise MayStillBill(
                 f"{provider.name} instance {', '.join(ids) or f'labelled {label}'} MAY STILL BE BILLING: {trouble}",
                 hint=f"stop it by hand at {provider.console_url}, or run `lorry reap`; lorry goes on trying at its every command",

@@ -436,6 +436,26 @@ def test_the_patience_is_in_the_clock_not_in_the_number_of_calls(tmp_path: Path,
     assert ground.cloud.billing() == []
 
 
+def test_a_cloud_that_contradicts_itself_is_given_up_like_one_that_is_deaf(tmp_path: Path):
+    """Alive when it is to be ended, gone when it is looked for, again and again: that is no proof, and no reason to look for ever."""
+
+    class Fickle(FakeCloud):
+        def describe(self, instance_id: str) -> Instance:
+            seen = super().describe(instance_id)
+            return replace(seen, status=InstanceStatus.RUNNING if self.calls.count("describe") % 2 else InstanceStatus.GONE)
+
+        def instances(self) -> list[Instance]:
+            return []
+
+    ground = Ground(tmp_path)
+    ground.cloud = Fickle(ground.clock)
+    lease = ground.take()
+    begun = ground.clock.passed_s
+    with pytest.raises(MayStillBill):
+        lease.release("done")
+    assert ground.clock.passed_s - begun <= PATIENCE_S + 2 * lease_module.LATE_LOOKS * lease_module.POLL_S
+
+
 # -- what it costs now -----------------------------------------------------------------------------
 
 
