@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from .lives import Story
-from .machine import DISK_GIB, NEVER_S, RATE, Machine
+from .machine import DISK_GIB, RATE, Machine
 from .standins import CAP_USD, RUN
 
 TOLERATED_S = 180.0
@@ -15,7 +15,7 @@ TOLERATED_S = 180.0
 HEARD = "destroyed, and seen to be gone"
 HOME = re.compile(r"^one: (?:finished adapter|checkpoint of step (\d+)) is home$")
 UNSAVED_S = 60.0
-"""What was committed so shortly before the end may not have been heard of."""
+"""What was committed so shortly before the end may not have been heard of, or not have come."""
 ORDERLY = {0, 5}
 """Exit codes that end a run with everything at home that there was."""
 
@@ -127,9 +127,7 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
     for machine in world.cloud.machines:
         if machine.ended_by != "a terminate" or machine.is_outbid or machine.slow or machine.until_s is None:
             continue
-        is_over = machine.work is not None and machine.work.ended_s is not None  # in good order: the last save is waited for
-        heard_s = min(machine.until_s, machine.cut_at_s) - (0.0 if is_over else UNSAVED_S)  # what was made behind a cut line could not come
-        made = [c for c in world.commits if c.machine == machine.id and c.at_s < heard_s and not _too_late(story, machine, c.at_s)]
+        made = [c for c in world.commits if c.machine == machine.id and _could_come(story, machine, c.at_s)]
         newest = max((c.step for c in made), default=0)
         steps = [int(name[-18:-12]) for name in at_home if "/checkpoints/" in name]
         if newest and "jobs/one/one.safetensors" not in at_home and newest > max(steps, default=0):
@@ -137,11 +135,14 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
     return found
 
 
-def _too_late(story: Story, machine: Machine, at: float) -> bool:
-    """Made while no lorry looked, or just before; and when one came the cap was reached, or the machine's line cut for good."""
+def _could_come(story: Story, machine: Machine, at: float) -> bool:
+    """What was made then: a lorry stood by long enough, with an open line, and not only when the cap was reached."""
+    until = at if machine.until_s is None else machine.until_s
     gaps = [(last.at_s, told.from_s) for last, told in pairwise(story.told)] + story.world.slept
-    came_in_vain = any(told.message.startswith("the cap of") for told in story.told) or at <= machine.cut_at_s < NEVER_S
-    return came_in_vain and any(begin - UNSAVED_S <= at <= end for begin, end in gaps)
+    if any(told.message.startswith("the cap of") for told in story.told) and any(begin - UNSAVED_S <= at <= end for begin, end in gaps):
+        return False
+    lost_s = sum(max(0.0, min(end, until) - max(begin, at)) for begin, end in (*gaps, *machine.cuts))
+    return until - at - lost_s > UNSAVED_S
 
 
 def _broken(story: Story) -> list[str]:

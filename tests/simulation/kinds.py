@@ -41,7 +41,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "storm of 429": (*ASKED, "launching"),
     "down for good": (*ASKED, "launching"),
     "logged out": (*HELD, "reaping"),
-    "another's key": (*HELD, "reaping"),
+    "another's key": ("releasing", "reaping"),
     "describe lies": (*HELD, "reaping"),
     "unseen by id": ("booting", "releasing", "reaping"),
     "unlisted": ("releasing", "reaping"),

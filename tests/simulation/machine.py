@@ -62,8 +62,8 @@ class Machine:
         """The last describe said GONE while it lived; no two in a row do."""
         self.claimed = False
         """Somebody has logged in."""
-        self.cut_at_s = NEVER_S
-        """When its line was cut last."""
+        self.cuts: list[tuple[float, float]] = []
+        """When its line was cut, and until when."""
         self.slow = False
         """Its line is hardly one."""
         self.session = b""

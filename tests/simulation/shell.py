@@ -125,7 +125,7 @@ class SimShell:
         world.effect("ssh")
         if world.weather.line and world.rng.random() < world.weather.line:
             self._cut_until_s = world.time_s + world.rng.choice((3.0, 30.0, 400.0))
-            self.machine.cut_at_s = world.time_s
+            self.machine.cuts.append((world.time_s, self._cut_until_s))
             world.at(self._cut_until_s)
             world.hit("line cut", f"the line to {self.machine.id} is cut")
         world.quiet_until_s, since = 0.0, world.time_s
