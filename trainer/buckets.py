@@ -34,15 +34,38 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a picture is brought into its bucket: resized, then cropped in the middle."""
+    """How a picture is brought into its bucket: resized, then cropped."""
 
     bucket: Size
     resized: Size
+    at: Size | None = None
+    """Left and top edge of the crop; None: in the middle."""
 
     @property
     def crop(self) -> Size:
-        """Left and top edge of the centre crop."""
-        return (self.resized[0] - self.bucket[0]) // 2, (self.resized[1] - self.bucket[1]) // 2
+        """Left and top edge of the crop."""
+        return self.at or ((self.resized[0] - self.bucket[0]) // 2, (self.resized[1] - self.bucket[1]) // 2)
+
+
+def cuts(fit: Fit, many: int) -> tuple[Fit, ...]:
+    """So many crops of one picture: the middle, then places spread evenly over what there is to move.
+
+    Fixed places instead of drawn ones, so that each is encoded once and found again by every run; the order is van der
+    Corput's in base 2 and 3 (Halton 1960), under which any number of them lies well spread.
+    """
+    room = fit.resized[0] - fit.bucket[0], fit.resized[1] - fit.bucket[1]
+    spread = (Fit(fit.bucket, fit.resized, (round(_halton(n, 2) * room[0]), round(_halton(n, 3) * room[1]))) for n in range(1, many))
+    return fit, *spread
+
+
+def _halton(number: int, base: int) -> float:
+    """The digits of `number` mirrored at the point: a place from 0 to 1."""
+    place, weight = 0.0, 1.0 / base
+    while number:
+        number, digit = divmod(number, base)
+        place += digit * weight
+        weight /= base
+    return place
 
 
 def enumerate_buckets(rules: Rules) -> list[Size]:
@@ -114,29 +137,36 @@ class Plan:
     steps_per_epoch: int
     steps: int
     epochs: int
+    priors: int = 0
+    """Regularisation pictures that go with them, with their repeats."""
+
+
+def steps_of(shapes: Sequence[tuple[int, ...]], repeats: Sequence[int], batch_size: int, accumulation: int) -> tuple[int, int]:
+    """Batches and steps of one epoch. An incomplete batch is a batch, an incomplete accumulation a step."""
+    counts: dict[tuple[int, ...], int] = {}
+    for shape, times in zip(shapes, repeats, strict=True):
+        counts[shape] = counts.get(shape, 0) + times
+    batches = sum(math.ceil(n / batch_size) for n in counts.values())
+    return batches, max(math.ceil(batches / accumulation), 1)
 
 
 def plan(
-    fits: Sequence[Size], repeats: Sequence[int], *, batch_size: int, accumulation: int, steps: int | None, epochs: int | None
+    shapes: Sequence[tuple[int, ...]], repeats: Sequence[int], *, batch_size: int, accumulation: int, steps: int | None, epochs: int | None
 ) -> Plan:
-    """Count batches and steps. An incomplete batch is a batch, an incomplete accumulation a step."""
-    counts: dict[Size, int] = {}
-    for bucket, times in zip(fits, repeats, strict=True):
-        counts[bucket] = counts.get(bucket, 0) + times
-    batches = sum(math.ceil(n / batch_size) for n in counts.values())
-    per_epoch = max(math.ceil(batches / accumulation), 1)
+    """Count the batches and steps of an epoch and of the run."""
+    batches, per_epoch = steps_of(shapes, repeats, batch_size, accumulation)
     total = epochs * per_epoch if epochs is not None else steps or 1500
     return Plan(sum(repeats), batches, per_epoch, total, math.ceil(total / per_epoch))
 
 
-def epoch_batches(fits: Sequence[Size], repeats: Sequence[int], batch_size: int, rng: Random) -> list[tuple[int, ...]]:
-    """One epoch's batches of sample indices: each of one bucket, in an order that `rng` alone decides."""
-    members: dict[Size, list[int]] = {}
-    for index, (bucket, times) in enumerate(zip(fits, repeats, strict=True)):
-        members.setdefault(bucket, []).extend([index] * times)
+def epoch_batches(shapes: Sequence[tuple[int, ...]], repeats: Sequence[int], batch_size: int, rng: Random) -> list[tuple[int, ...]]:
+    """One epoch's batches of item indices: each of one shape, in an order that `rng` alone decides."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index, (shape, times) in enumerate(zip(shapes, repeats, strict=True)):
+        members.setdefault(shape, []).extend([index] * times)
     batches: list[tuple[int, ...]] = []
-    for bucket in sorted(members):
-        order = members[bucket]
+    for shape in sorted(members):
+        order = members[shape]
         rng.shuffle(order)
         batches += [tuple(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     rng.shuffle(batches)

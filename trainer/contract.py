@@ -80,8 +80,10 @@ class Process(Protocol):
     def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor, disturbance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The noisy latents, and what the model should answer. A disturbance is noise that the answer need not know of."""
 
-    def distances(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions) -> Tensor:
-        """Each sample's loss before its weight [b]."""
+    def distances(
+        self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions, mask: Tensor | None = None
+    ) -> Tensor:
+        """Each sample's loss before its weight [b]; with a mask [b, 1, h, w] each place counts so much."""
 
     def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
         """Each sample's loss weight [b], or None for 1."""

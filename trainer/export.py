@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from . import schedules
 from .adapters import Adapter, Target
 from .base import read_header
 from .buckets import Plan, Size
@@ -48,15 +49,20 @@ class Origin:
 
 
 def to_kohya(adapter: Adapter, dtype: torch.dtype, key_of: KeyOf) -> dict[str, Tensor]:
-    """The adapter under kohya's names."""
+    """The adapter under kohya's names.
+
+    alpha is a number of the file's precision, as kohya has it; what that cannot hold goes into B, so that the strength is right everywhere.
+    """
     tensors: dict[str, Tensor] = {}
     for part in adapter.layouts:
-        for target, down, up in adapter.matrices(part):
-            name = key_of(part, target.name)
-            tail = (1, 1) if target.conv else ()
-            tensors[f"{name}.lora_down.weight"] = down.reshape(*down.shape, *tail).to("cpu", dtype, copy=True)
-            tensors[f"{name}.lora_up.weight"] = up.reshape(*up.shape, *tail).to("cpu", dtype, copy=True)
-            tensors[f"{name}.alpha"] = torch.tensor(adapter.scale * adapter.rank, dtype=dtype)
+        for slot, down, up in adapter.weights(part):
+            name = key_of(part, slot.target.name)
+            of_down, of_up = slot.target.shapes(slot.rank)
+            alpha = torch.tensor(slot.scale * slot.rank, dtype=dtype)
+            rest = slot.scale * slot.rank / float(alpha)
+            tensors[f"{name}.lora_down.weight"] = down.reshape(of_down).to("cpu", dtype, copy=True)
+            tensors[f"{name}.lora_up.weight"] = (up if rest == 1.0 else up * rest).reshape(of_up).to("cpu", dtype, copy=True)
+            tensors[f"{name}.alpha"] = alpha
     return tensors
 
 
@@ -64,10 +70,10 @@ def to_peft(adapter: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, T
     """The adapter under diffusers' names, alpha folded in: `unet.<path>.lora_A.weight`."""
     tensors: dict[str, Tensor] = {}
     for part in adapter.layouts:
-        for target, down, up in adapter.matrices(part):
-            tail = (1, 1) if target.conv else ()
-            tensors[f"{part}.{target.name}.lora_A.weight"] = down.reshape(*down.shape, *tail).to("cpu", dtype, copy=True)
-            tensors[f"{part}.{target.name}.lora_B.weight"] = (up * adapter.scale).reshape(*up.shape, *tail).to("cpu", dtype, copy=True)
+        for slot, down, up in adapter.weights(part):
+            of_down, of_up = slot.target.shapes(slot.rank)
+            tensors[f"{part}.{slot.target.name}.lora_A.weight"] = down.reshape(of_down).to("cpu", dtype, copy=True)
+            tensors[f"{part}.{slot.target.name}.lora_B.weight"] = (up * slot.scale).reshape(of_up).to("cpu", dtype, copy=True)
     return tensors
 
 
@@ -117,7 +123,7 @@ def read_adapter(path: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
 
 
 def load_into(adapter: Adapter, path: Path, key_of: KeyOf) -> None:
-    """Fill an adapter from a kohya-named file of the same targets and rank. The scale becomes the file's."""
+    """Fill an adapter from a kohya-named file of the same targets and ranks. The scales become the file's."""
     stored = read_adapter(path)
     wanted = {key_of(part, t.name): (part, t) for part, lay in adapter.layouts.items() for t in lay.targets}
     if wanted.keys() != stored.keys():
@@ -125,16 +131,19 @@ def load_into(adapter: Adapter, path: Path, key_of: KeyOf) -> None:
         raise IntegrityError(
             "LRY-FILE-ADAPTER", f"{path.name} adapts other layers than this job: {odd}.", "Use the options it was made with."
         )
+    scales: dict[tuple[str, str], float] = {}
     for part in adapter.layouts:
-        for target, down, up in adapter.matrices(part):
-            _fill(path, key_of(part, target.name), target, (down, up), stored)
-    adapter.scale = next(iter(stored.values()))[2] / adapter.rank
+        for slot, down, up in adapter.weights(part):
+            name = key_of(part, slot.target.name)
+            _fill(path, name, slot.target, (down, up), stored)
+            scales[part, slot.target.name] = stored[name][2] / slot.rank
+    adapter.rescale(scales)
 
 
 def _fill(path: Path, name: str, target: Target, views: tuple[Tensor, Tensor], stored: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
     down, up, _ = stored[name]
     if down.numel() != views[0].numel() or up.numel() != views[1].numel():
-        wanted = f"{target.fan_in} -> {target.fan_out}, rank {views[0].shape[0]}"
+        wanted = f"{target.width} -> {target.fan_out}, rank {views[0].shape[0]}"
         message = f"{path.name} has {name} with rank {down.shape[0]}; the job's layer is {wanted}."
         raise IntegrityError("LRY-FILE-ADAPTER", message, "Set `rank` to the file's.")
     views[0].copy_(down.reshape(views[0].shape))
@@ -149,7 +158,10 @@ class Facts:
     """What happened, for the metadata."""
 
     samples: Sequence[Sample]
-    buckets: Sequence[Size]
+    priors: Sequence[Sample]
+    """Regularisation pictures."""
+    buckets: Mapping[Size, int]
+    """Bucket -> pictures in it, with their repeats."""
     plan: Plan
     started_at: datetime
     optimizer: str
@@ -175,11 +187,12 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
         "ss_epoch": -(-step // facts.plan.steps_per_epoch),
         "ss_num_epochs": facts.plan.epochs,
         "ss_num_train_images": facts.plan.images,
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": facts.plan.priors,
         "ss_num_batches_per_epoch": facts.plan.batches_per_epoch,
         "ss_training_started_at": began.timestamp(),
         "ss_training_finished_at": today.timestamp(),
         **_settings(job, facts.optimizer),
+        "ss_lr_warmup_steps": schedules.warmup_steps(job, facts.plan.steps),
     }
     values |= {key: json.dumps(value) for key, value in _data_facts(facts).items()}
     values |= {
@@ -201,6 +214,7 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
     """The job's options under sd-scripts' names; what it has and we have not is said as off."""
     text = job.text_encoder_lr or 0
     unet = job.learning_rate if job.unet_lr is None else job.unet_lr
+    told = {"weight_decay": job.weight_decay, **job.optimizer_args}
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": job.rank,
@@ -210,9 +224,8 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
         "ss_learning_rate": job.learning_rate,
         "ss_unet_lr": unet,
         "ss_text_encoder_lr": text or None,
-        "ss_optimizer": f"{optimizer}(weight_decay={job.weight_decay})",
+        "ss_optimizer": f"{optimizer}({','.join(f'{key}={value}' for key, value in told.items())})",
         "ss_lr_scheduler": job.lr_scheduler,
-        "ss_lr_warmup_steps": job.lr_warmup_steps,
         "ss_max_grad_norm": job.max_grad_norm,
         "ss_seed": job.seed,
         "ss_batch_size_per_device": job.batch_size,
@@ -233,13 +246,15 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
         "ss_multires_noise_iterations": job.multires_noise_iterations or None,
         "ss_multires_noise_discount": job.multires_noise_discount,
         "ss_ip_noise_gamma": job.ip_noise_gamma or None,
-        "ss_prior_loss_weight": 1.0,
+        "ss_prior_loss_weight": job.prior_loss_weight,
         "ss_caption_dropout_rate": job.caption_dropout,
+        "ss_caption_dropout_every_n_epochs": job.caption_dropout_every_epochs or 0,
+        "ss_caption_tag_dropout_rate": job.tag_dropout,
         "ss_shuffle_caption": job.shuffle_caption,
         "ss_keep_tokens": job.keep_tokens,
         "ss_flip_aug": job.flip,
         "ss_color_aug": False,
-        "ss_random_crop": False,
+        "ss_random_crop": job.crops > 1,
         "ss_resolution": (job.resolution, job.resolution),
         "ss_enable_bucket": True,
         "ss_bucket_no_upscale": job.bucket_no_upscale,
@@ -252,12 +267,16 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
 def _data_facts(facts: Facts) -> dict[str, object]:
     """Tag counts by folder (readers take trigger words from them), folder sizes, buckets."""
     tags: dict[str, Counter[str]] = {}
-    folders: dict[str, dict[str, int]] = {}
-    buckets: Counter[Size] = Counter()
-    for sample, bucket in zip(facts.samples, facts.buckets, strict=True):
-        folder = folders.setdefault(sample.folder, {"n_repeats": sample.repeats, "img_count": 0})
-        folder["img_count"] += 1
-        buckets[bucket] += sample.repeats
+    for sample in facts.samples:
         tags.setdefault(sample.folder, Counter()).update(tag.strip() for tag in sample.caption.split(",") if tag.strip())
-    shapes = {str(i): {"resolution": list(size), "count": buckets[size]} for i, size in enumerate(sorted(buckets))}
-    return {"ss_tag_frequency": tags, "ss_dataset_dirs": folders, "ss_bucket_info": {"buckets": shapes}}
+    shapes = {str(i): {"resolution": list(size), "count": facts.buckets[size]} for i, size in enumerate(sorted(facts.buckets))}
+    folders = {"ss_dataset_dirs": _folders(facts.samples), "ss_reg_dataset_dirs": _folders(facts.priors)}
+    return {"ss_tag_frequency": tags, **folders, "ss_bucket_info": {"buckets": shapes}}
+
+
+def _folders(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        folder = found.setdefault(sample.folder, {"n_repeats": sample.repeats, "img_count": 0})
+        folder["img_count"] += 1
+    return found

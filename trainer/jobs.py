@@ -15,9 +15,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +25,9 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 from torch import Tensor
 
-from . import checkpoint, dataset, export, families, loop, optimizers, pictures, prompts, streams
+from . import captions, checkpoint, dataset, export, families, items, loop, objective, optimizers, pictures, prompts, streams
 from .adapters import Adapter
 from .base import expect_family, inspect_base
-from .buckets import Fit
 from .cache import Cache, address, file_hash
 from .contract import IDS, Condition, Drawing, Foundation, View
 from .errors import DatasetError, SpecError, StopRequested, TrainerError, TrainingError
@@ -48,6 +46,8 @@ NOT_IN_DIGEST = {
     "output",
     "comment",
     "dataset",
+    "masks",
+    "regularisation",
     "base",
     "base_revision",
     "save_every_steps",
@@ -180,42 +180,47 @@ def prepare(job: JobSpec, place: Place) -> Run:
     """Everything up to the first step; `resume` and `say_started` come next."""
     rates = rates_of(job)
     wanted = prompts.parse_prompts(job.sample_prompts) if job.sample_every_steps else ()
-    samples = _read_dataset(job, place)
-    trained, held = dataset.split(job, samples)
+    found = _read_dataset(job, place)
+    trained, held = items.split(job, found.samples)
     if held:
         names = ", ".join(sample.image.name for sample in held)
-        warn(job, place, f"{len(held)} of {len(samples)} pictures are not trained on but measured by (heldout = 0 trains on all): {names}.")
+        many = f"{len(held)} of {len(found.samples)}"
+        warn(job, place, f"{many} pictures are not trained on but measured by (heldout = 0 trains on all): {names}.")
     dtype, warning = precision(job, place.device)
     if warning:
         warn(job, place, warning)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="loading", detail=job.base))
     place.pause(job)
     model = place.model(foundation_of(job, place, dtype))
-    plan = dataset.plan(job, samples)
-    fits = dataset.fits(job, trained)
+    course = items.course(job, trained, found.priors)
     targets = model.targets(list(rates))
-    place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(samples)} pictures"))
-    hashes = [file_hash(sample.image) for sample in samples]
-    hash_of = {id(sample): content for sample, content in zip(samples, hashes, strict=True)}
-    data = _cached(job, place, model, _Pictures(trained, fits, [hash_of[id(s)] for s in trained]))
-    measure = _cached(job, place, model, _Pictures(held, dataset.fits(job, held), [hash_of[id(s)] for s in held]))
+    place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(found.samples) + len(found.priors)} pictures"))
+    hashes = hashes_of([*found.samples, *found.priors])
+    data = cached(job, place, model, course.items, hashes)
+    if found.priors:
+        trained_on = len(course.items) - len(found.priors) * course.rotation.resolutions
+        priors, repeats = range(trained_on, len(course.items)), course.rotation.repeats(0)
+        data = replace(data, repeats=repeats, rotation=course.rotation, priors=priors)
+        warn(job, place, items.words_of_priors(course))
+    measure = cached(job, place, model, items.measured(job, held), hashes)
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=_needed_encoders(job, model))
     adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
-    optimizer, warning = optimizers.create(job, adapter.flat)
+    optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
-    lane = loop.Lane(job, plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
+    lane = loop.Lane(job, course.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
         samples=trained,
-        buckets=[f.bucket for f in fits],
-        plan=plan,
+        priors=found.priors,
+        buckets=course.buckets,
+        plan=course.plan,
         started_at=datetime.now(UTC),
-        optimizer=type(optimizer).__name__,
+        optimizer=optimizer.name,
         base_name=model.name,
         version=VERSION,
     )
-    return Run(job, place, model, lane, facts, wanted, embedding, _digest(job, model, samples, hashes), measure)
+    return Run(job, place, model, lane, facts, wanted, embedding, _digest(job, model, found, hashes), measure)
 
 
 def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
@@ -256,18 +261,28 @@ def trains_text(rates: Mapping[str, float], job: JobSpec) -> bool:
 def _needed_encoders(job: JobSpec, model: Any) -> list[str]:
     """Text encoders that stay on the device: those that train; all of them, where captions change all the time."""
     rates = rates_of(job)
-    return [part for part in model.family.encoders if part in rates or job.shuffle_caption]
+    return [part for part in model.family.encoders if part in rates or captions.vary(job)]
 
 
-def _read_dataset(job: JobSpec, place: Place) -> tuple[dataset.Sample, ...]:
-    found = dataset.scan(place.root / job.dataset, job)
-    for problem in [p for p in found.problems if p.severity == "warning"][:20]:
+MOST_SAID = 20
+"""Warnings about a dataset that are said in full; of the others the files are named."""
+
+
+def _read_dataset(job: JobSpec, place: Place) -> dataset.Scan:
+    masks = place.root / job.masks if job.masks else None
+    regularisation = place.root / job.regularisation if job.regularisation else None
+    found = dataset.scan(place.root / job.dataset, job, masks=masks, regularisation=regularisation)
+    warnings = [problem for problem in found.problems if problem.severity == "warning"]
+    for problem in warnings[:MOST_SAID]:
         warn(job, place, f"{problem.path}: {problem.message} {problem.hint}")
+    if more := warnings[MOST_SAID:]:
+        warn(job, place, f"{len(more)} more such remarks, about {', '.join(dict.fromkeys(problem.path for problem in more))}.")
     if found.errors:
-        first = found.errors[0]
-        more = f" ({len(found.errors) - 1} more like it or other problems.)" if len(found.errors) > 1 else ""
-        raise DatasetError(first.code, f"{first.path}: {first.message}", f"{first.hint}{more}")
-    return found.samples
+        first, *rest = found.errors
+        others = f" Also to put right: {', '.join(f'{p.path} ({p.code})' for p in rest[:MOST_SAID])}" if rest else ""
+        others += f" and {len(rest) - MOST_SAID} more." if len(rest) > MOST_SAID else "." if rest else ""
+        raise DatasetError(first.code, f"{first.path}: {first.message}", f"{first.hint}{others}")
+    return found
 
 
 def precision(job: JobSpec, device: torch.device) -> tuple[torch.dtype, str]:
@@ -279,44 +294,64 @@ def precision(job: JobSpec, device: torch.device) -> tuple[torch.dtype, str]:
     return DTYPES[job.mixed_precision], ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Pictures:
-    """The dataset as the model will see it."""
-
-    samples: Sequence[dataset.Sample]
-    fits: Sequence[Fit]
-    hashes: Sequence[str]
+def hashes_of(samples: Sequence[dataset.Sample]) -> dict[Path, str]:
+    """What is in each file that is trained on."""
+    return {path: file_hash(path) for sample in samples for path in (sample.image, sample.mask) if path is not None}
 
 
-def _cached(job: JobSpec, place: Place, model: Any, shown: _Pictures) -> loop.Data:
-    cache = place.cache
-    latents: dict[tuple[int, bool], Tensor] = {}
-    for index, (sample, fit, content) in enumerate(zip(shown.samples, shown.fits, shown.hashes, strict=True)):
-        for mirrored in (False, True) if job.flip else (False,):
+def cached(job: JobSpec, place: Place, model: Any, shown: Sequence[items.Item], hashes: Mapping[Path, str]) -> loop.Data:
+    """These items as the model will see them: everything that no step changes is made once, and found again by what it was made from."""
+    latents: dict[tuple[int, loop.Way], Tensor] = {}
+    masks: dict[tuple[int, loop.Way], Tensor] = {}
+    masked = job.alpha_mask or any(item.sample.mask for item in shown)
+    for index, item in enumerate(shown):
+        for way in (loop.Way(mirrored, cut) for cut in range(len(item.fits)) for mirrored in ((False, True) if job.flip else (False,))):
             place.pause(job)
-            where = address("latent", pictures.VERSION, content, fit.bucket, fit.resized, mirrored, model.latent_address())
-            make = partial(_latent, model, sample.image, fit, mirrored=mirrored)
-            latents[index, mirrored] = cache.get("latents", where, make)
-    captions = [sample.caption for sample in shown.samples]
+            latents[index, way] = _latent(job, place.cache, model, item, way, hashes)
+            if masked:
+                masks[index, way] = _mask(job, place.cache, item, way, hashes, latents[index, way])
+    told = [[captions.plain(job, text) for text in item.sample.captions] for item in shown]
     return loop.Data(
-        buckets=[fit.bucket for fit in shown.fits],
-        repeats=[sample.repeats for sample in shown.samples],
-        latents=lambda index, mirrored: latents[index, mirrored],
-        condition=_conditions(job, place, model, captions),
-        captions=captions,
-        describe=lambda index, mirrored: model.family.describe(View(shown.samples[index].size, shown.fits[index], mirrored)),
+        shapes=[item.shape for item in shown],
+        repeats=[item.sample.repeats for item in shown],
+        latents=lambda index, way: latents[index, way],
+        condition=_conditions(job, place, model, [text for texts in told for text in texts]),
+        captions=[item.sample.captions if captions.vary(job) else texts for item, texts in zip(shown, told, strict=True)],
+        describe=lambda index, way: model.family.describe(View(shown[index].sample.size, shown[index].fits[way.cut], way.mirrored)),
+        mask=(lambda index, way: masks[index, way]) if masked else None,
     )
 
 
-def _latent(model: Any, path: Path, fit: Fit, *, mirrored: bool) -> Tensor:
-    pixels = torch.from_numpy(pictures.fitted(pictures.read_rgb(path), fit)).permute(2, 0, 1)  # [3, h, w]
-    latent: Tensor = model.encode_pixels(pixels.flip(2) if mirrored else pixels)  # [c, h/8, w/8]
-    return latent
+def _latent(job: JobSpec, cache: Cache, model: Any, item: items.Item, way: loop.Way, hashes: Mapping[Path, str]) -> Tensor:
+    fit, image = item.fits[way.cut], item.sample.image
+
+    def make() -> Tensor:
+        pixels = torch.from_numpy(pictures.fitted(pictures.read_rgb(image, job.background), fit)).permute(2, 0, 1)  # [3, h, w]
+        latent: Tensor = model.encode_pixels(pixels.flip(2) if way.mirrored else pixels)  # [c, h/8, w/8]
+        return latent
+
+    cut = fit.bucket, fit.resized, fit.crop, way.mirrored
+    return cache.get("latents", address("latent", pictures.VERSION, hashes[image], *cut, job.background, model.latent_address()), make)
 
 
-def _conditions(job: JobSpec, place: Place, model: Any, captions: Sequence[str]) -> Callable[[str], Condition]:
+def _mask(job: JobSpec, cache: Cache, item: items.Item, way: loop.Way, hashes: Mapping[Path, str], latent: Tensor) -> Tensor:
+    """What each place of a latent counts [1, h, w]: by its picture's mask, else by its transparency, else all the same."""
+    fit, sample, size = item.fits[way.cut], item.sample, (latent.shape[-2], latent.shape[-1])
+    if sample.mask is None and not job.alpha_mask:
+        return torch.ones(1, *size)
+
+    def make() -> Tensor:
+        whole = pictures.read_mask(sample.mask) if sample.mask else pictures.read_alpha(sample.image)
+        pixels = torch.from_numpy(pictures.fitted_mask(whole, fit))  # [1, H, W]
+        return objective.mask_at(pixels.flip(2) if way.mirrored else pixels, size, 0.0)
+
+    facts = sample.mask is None, hashes[sample.mask or sample.image], fit.bucket, fit.resized, fit.crop, way.mirrored, size
+    return cache.get("masks", address("mask", pictures.VERSION, *facts), make).clamp(min=job.mask_min_weight)
+
+
+def _conditions(job: JobSpec, place: Place, model: Any, texts: Sequence[str]) -> Callable[[str], Condition]:
     """Captions -> what the model is told: embeddings made once; token ids for the text encoders that are trained."""
-    counts = {caption: model.token_count(caption) for caption in set(captions)}
+    counts = {text: model.token_count(text) for text in set(texts)}
     room = model.family.capacity(job)
     if long := {c: n for c, n in counts.items() if n > room}:
         worst = max(long, key=lambda c: long[c])
@@ -332,10 +367,11 @@ def _conditions(job: JobSpec, place: Place, model: Any, captions: Sequence[str])
             known[caption] = {IDS + part: ids[part] for part in trained} | _embedded(job, place, model, caption, fixed)
         return known[caption]
 
-    if not job.shuffle_caption:  # shuffled captions are too many to make ahead
-        for caption in [*captions, *([""] if job.caption_dropout else [])]:
+    if not captions.vary(job):  # else they are too many to make ahead
+        dropped = bool(job.caption_dropout or job.caption_dropout_every_epochs)
+        for text in [*texts, *([""] if dropped else [])]:
             place.pause(job)
-            condition(caption)
+            condition(text)
     return condition
 
 
@@ -355,10 +391,13 @@ def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[
     return lambda text: {**made[text], **(model.encode_text(text, job, trained) if trained else {})}
 
 
-def _digest(job: JobSpec, model: Any, samples: Sequence[dataset.Sample], hashes: Sequence[str]) -> str:
+def _digest(job: JobSpec, model: Any, found: dataset.Scan, hashes: Mapping[Path, str]) -> str:
     spec = job.model_dump(mode="json", exclude=NOT_IN_DIGEST)
-    data = [[content, s.caption, s.repeats] for s, content in zip(samples, hashes, strict=True)]
-    return checkpoint.digest_of({"spec": spec, "data": data, "base": model.fingerprint(), "trainer": 1})
+    data, priors = (
+        [[hashes[s.image], s.captions, s.repeats, hashes[s.mask] if s.mask else None] for s in samples]
+        for samples in (found.samples, found.priors)
+    )
+    return checkpoint.digest_of({"spec": spec, "data": data, "priors": priors, "base": model.fingerprint(), "trainer": 2})
 
 
 def saved(run: Run) -> list[checkpoint.Checkpoint]:

@@ -11,19 +11,21 @@ neighbours nor on where a run was interrupted. Knows nothing of families, files 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from . import objective, schedules, streams
+from . import captions, objective, schedules, streams
 from .adapters import Adapter
-from .buckets import Plan, Size, epoch_batches
+from .buckets import Plan, epoch_batches, steps_of
 from .contract import Condition, Denoiser
 from .errors import TrainingError
-from .optimizers import LossScale, clip
+from .optimizers import LossScale, Updater, clip
 from .protocol import TrainingOptions
+from .rotation import Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class Batch:
     condition: Condition  # each [b, ...]
     share: float
     """This batch's samples over the step's: what its mean loss counts."""
+    mask: Tensor | None = None  # [b, 1, h, w]
+    """What each place counts."""
+    worth: Tensor | None = None  # [b]
+    """What each sample's loss counts."""
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -46,18 +52,43 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """One of the ways in which a picture is shown."""
+
+    mirrored: bool = False
+    cut: int = 0
+    """Which part of it: 0 is the middle."""
+
+
+AS_IT_IS = Way()
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """What a lane draws its batches from."""
 
-    buckets: Sequence[Size]
+    shapes: Sequence[tuple[int, ...]]
+    """Items that agree in this may lie in one batch."""
     repeats: Sequence[int]
-    latents: Callable[[int, bool], Tensor]
-    """Sample index, mirrored? -> [c, h, w]."""
+    """How often the first epoch shows each item."""
+    latents: Callable[[int, Way], Tensor]
+    """Item index -> [c, h, w]."""
     condition: Callable[[str], Condition]
     """Caption -> what the model is told by it."""
-    captions: Sequence[str]
-    describe: Callable[[int, bool], Condition] = lambda _index, _mirrored: {}
-    """Sample index, mirrored? -> what the model is told of the picture itself."""
+    captions: Sequence[Sequence[str]]
+    """Of each item, those that may be drawn."""
+    describe: Callable[[int, Way], Condition] = lambda _index, _way: {}
+    """Item index -> what the model is told of the picture itself."""
+    mask: Callable[[int, Way], Tensor] | None = None
+    """Item index -> what each place counts [1, h, w]; None: all the same."""
+    priors: Container[int] = ()
+    """Indices of regularisation pictures."""
+    rotation: Rotation | None = None
+    """How often later epochs show each item, where they differ from the first."""
+
+    def repeats_in(self, epoch: int) -> Sequence[int]:
+        """How often this epoch shows each item; epochs count from 0."""
+        return self.rotation.repeats(epoch) if self.rotation else self.repeats
 
 
 @dataclass(slots=True)
@@ -68,7 +99,7 @@ class Lane:
     plan: Plan
     data: Data
     adapter: Adapter
-    optimizer: torch.optim.Optimizer
+    optimizer: Updater
     rates: dict[str, float]
     """Part -> learning rate before the schedule."""
     scaler: LossScale
@@ -79,6 +110,8 @@ class Lane:
     warnings: list[str] = field(default_factory=list)
     _epoch: int = -1
     _order: list[tuple[int, ...]] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=list)
+    """The first step beyond each epoch, where epochs differ in length."""
     _passed: int = 0
     """Passes of the step under way that are done; their gradients wait in the weights."""
     _rows: int = 0
@@ -108,13 +141,25 @@ class Lane:
 
     def indices(self) -> list[tuple[int, ...]]:
         """The sample indices of the next step's batches."""
-        epoch, place = divmod(self.step, self.plan.steps_per_epoch)
+        epoch, place = self._place()
         if epoch != self._epoch:
             rng = streams.dice(self.options.seed, "order", epoch)
-            self._order = epoch_batches(self.data.buckets, self.data.repeats, self.options.batch_size, rng)
+            self._order = epoch_batches(self.data.shapes, self.data.repeats_in(epoch), self.options.batch_size, rng)
             self._epoch = epoch
         many = self.options.gradient_accumulation
         return self._order[place * many : (place + 1) * many]
+
+    def _place(self) -> tuple[int, int]:
+        """The epoch of the next step, from 0, and the step's place in it."""
+        if self.data.rotation is None:
+            return divmod(self.step, self.plan.steps_per_epoch)
+        options = self.options
+        while not self._ends or self._ends[-1] <= self.step:
+            repeats = self.data.repeats_in(len(self._ends))
+            _, steps = steps_of(self.data.shapes, repeats, options.batch_size, options.gradient_accumulation)
+            self._ends.append((self._ends[-1] if self._ends else 0) + steps)
+        epoch = bisect_right(self._ends, self.step)
+        return epoch, self.step - (self._ends[epoch - 1] if epoch else 0)
 
     def batches(self, model: Denoiser) -> list[Batch]:
         """The next step's batches, drawn."""
@@ -153,21 +198,37 @@ class Lane:
             parameter.grad = None
 
     def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
-        latents, noise, disturbance, timesteps, conditions = [], [], [], [], []
+        latents, noise, disturbance, timesteps, conditions, masks = [], [], [], [], [], []
+        options, data = self.options, self.data
+        epoch, _ = self._place()
         for row, index in enumerate(group, first_row):
-            options, at = self.options, (self.step, row)
-            mirrored = options.flip and streams.key(options.seed, "flip", *at) % 2 == 1
-            picture = self.data.latents(index, mirrored)  # [c, h, w]
+            at = (self.step, row)
+            way = draw_way(options, *at)
+            picture = data.latents(index, way)  # [c, h, w]
             latents.append(picture)
+            if data.mask:
+                masks.append(data.mask(index, way))  # [1, h, w]
             noise.append(draw_noise(options, picture.shape, *at))
             disturbance.append(draw_disturbance(options, picture.shape, *at))
             dice = streams.generator(options.seed, "timestep", *at)
             timesteps.append(model.process.draw_timestep(options, tuple(picture.shape), dice))
-            caption = draw_caption(options, self.data.captions[index], *at)
-            conditions.append({**self.data.condition(caption), **self.data.describe(index, mirrored)})
+            caption = captions.draw(options, data.captions[index], epoch, *at)
+            conditions.append({**data.condition(caption), **data.describe(index, way)})
         columns = [torch.stack(column).to(model.device) for column in (latents, noise, disturbance, timesteps)]
         told = {name: torch.stack([one[name] for one in conditions]).to(model.device) for name in conditions[0]}
-        return Batch(columns[0], columns[1], columns[2], columns[3], told, share)
+        worth = None
+        if any(index in data.priors for index in group):
+            worth = torch.tensor([options.prior_loss_weight if index in data.priors else 1.0 for index in group], device=model.device)
+        mask = torch.stack(masks).to(model.device) if masks else None
+        return Batch(columns[0], columns[1], columns[2], columns[3], told, share, mask, worth)
+
+
+def draw_way(options: TrainingOptions, step: int, row: int) -> Way:
+    """How a picture is shown this once."""
+    if not options.flip and options.crops == 1:
+        return AS_IT_IS
+    mirrored = options.flip and streams.key(options.seed, "flip", step, row) % 2 == 1
+    return Way(mirrored, streams.key(options.seed, "cut", step, row) % options.crops)
 
 
 def draw_noise(options: TrainingOptions, shape: Sequence[int], step: int, row: int) -> Tensor:
@@ -190,18 +251,6 @@ def draw_disturbance(options: TrainingOptions, shape: Sequence[int], step: int, 
     if options.ip_noise_gamma == 0:
         return torch.zeros(tuple(shape))
     return options.ip_noise_gamma * torch.randn(tuple(shape), generator=streams.generator(options.seed, "disturbance", step, row))
-
-
-def draw_caption(options: TrainingOptions, caption: str, step: int, row: int) -> str:
-    """The caption as used this once: perhaps dropped, perhaps its tags in another order."""
-    if options.caption_dropout > 0 and streams.dice(options.seed, "dropout", step, row).random() < options.caption_dropout:
-        return ""
-    if not options.shuffle_caption:
-        return caption
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
-    kept, rest = tags[: options.keep_tokens], tags[options.keep_tokens :]
-    streams.dice(options.seed, "tags", step, row).shuffle(rest)
-    return ", ".join(kept + rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +306,10 @@ def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
         losses, scaled = [], []
         rows = (tensor.chunk(len(members)) for tensor in (predicted, wanted, timesteps))
         for (lane, batch), answer, goal, t in zip(members, *rows, strict=True):
-            own = model.process.distances(answer, goal, t, lane.options)  # [b]
-            weight = model.process.weigh(t, lane.options)
-            loss = (own if weight is None else own * weight).mean() * batch.share
+            own = model.process.distances(answer, goal, t, lane.options, batch.mask)  # [b]
+            for weight in (model.process.weigh(t, lane.options), batch.worth):
+                own = own if weight is None else own * weight
+            loss = own.mean() * batch.share
             losses.append(loss.detach())
             scaled.append(loss * lane.scaler.value)
         torch.autograd.backward(torch.stack(scaled).sum())
@@ -275,16 +325,17 @@ def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> float:
     """Mean squared error on held-out pictures, noise and timesteps always the same: comparable over steps and between jobs."""
     total = 0.0
     with adapter.averaged(), model.bank.use([adapter], model.dtype):
-        for index, caption in enumerate(held.captions):
-            picture = held.latents(index, False)  # [c, h, w]
+        for index, (caption, *_) in enumerate(held.captions):
+            picture = held.latents(index, AS_IT_IS)  # [c, h, w]
             timesteps = model.process.spread_timesteps(LOOKS, tuple(picture.shape))
             noise = [torch.randn(picture.shape, generator=streams.generator(0, "heldout", index, look)) for look in range(LOOKS)]
             latents = picture.expand(LOOKS, *picture.shape).to(model.device)
             noisy, wanted = model.process.corrupt(latents, torch.stack(noise).to(model.device), timesteps)
-            told = {**held.condition(caption), **held.describe(index, False)}
+            told = {**held.condition(caption), **held.describe(index, AS_IT_IS)}
             made = model.embed({name: value[None].to(model.device) for name, value in told.items()})
             predicted = model.predict(noisy, timesteps, {name: value.expand(LOOKS, *value.shape[1:]) for name, value in made.items()})
-            total += float(objective.per_sample_loss(predicted, wanted).mean())
+            mask = held.mask(index, AS_IT_IS).to(model.device) if held.mask else None
+            total += float(objective.per_sample_loss(predicted, wanted, mask=mask).mean())
     return total / len(held.captions)
 
 
@@ -322,9 +373,7 @@ def _finish(lane: Lane, loss: float, samples: int) -> Stepped:
 
 def _update(lane: Lane) -> None:
     factor = schedules.factor(lane.options, lane.step, lane.plan.steps)
-    for group in lane.optimizer.param_groups:
-        group["lr"] = lane.rates[group["part"]] * factor
-    lane.optimizer.step()
+    lane.optimizer.step({part: rate * factor for part, rate in lane.rates.items()})
 
 
 def _not_finite(lane: Lane, loss: float) -> TrainingError:

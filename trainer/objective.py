@@ -108,17 +108,30 @@ def coarser_sizes(size: tuple[int, int], ratios: Sequence[float]) -> list[tuple[
     return sizes
 
 
-def per_sample_loss(predicted: Tensor, wanted: Tensor, kind: LossType = "l2", threshold: Tensor | None = None) -> Tensor:
-    """Mean distance of each sample, in fp32: squared, absolute, or one of sd-scripts' two pseudo-Huber forms."""
+def per_sample_loss(
+    predicted: Tensor, wanted: Tensor, kind: LossType = "l2", threshold: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Mean distance of each sample, in fp32: squared, absolute, or one of sd-scripts' two pseudo-Huber forms.
+
+    With a mask [b, 1, h, w] each place counts so much. The mean is still over all places, as in sd-scripts: a small mask makes a
+    small loss and leaves the rate per pixel as it was.
+    """
     difference = predicted.float() - wanted.float()
     if kind == "l2":
-        return difference.square().mean(dim=(1, 2, 3))  # [b]
-    if kind == "l1":
-        return difference.abs().mean(dim=(1, 2, 3))  # [b]
-    assert threshold is not None
-    c = threshold.view(-1, 1, 1, 1)
-    rest = (difference.square() + c.square()).sqrt() - c  # [b, c, h, w]
-    return (2.0 * (c * rest if kind == "huber" else rest)).mean(dim=(1, 2, 3))  # [b]
+        distance = difference.square()  # [b, c, h, w]
+    elif kind == "l1":
+        distance = difference.abs()
+    else:
+        assert threshold is not None
+        c = threshold.view(-1, 1, 1, 1)
+        rest = (difference.square() + c.square()).sqrt() - c
+        distance = 2.0 * (c * rest if kind == "huber" else rest)
+    return (distance if mask is None else distance * mask).mean(dim=(1, 2, 3))  # [b]
+
+
+def mask_at(mask: Tensor, size: tuple[int, int], least: float) -> Tensor:
+    """A mask of pixels [1, H, W], 0 to 1, as weights of latents [1, h, w]: the mean over the pixels that each covers, at least `least`."""
+    return F.interpolate(mask[None], size=size, mode="area")[0].clamp(min=least)
 
 
 def _at(abar: Tensor, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

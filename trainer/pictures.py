@@ -1,7 +1,7 @@
 """From a picture file to the pixels that are trained on. Pillow and numpy; torch-free.
 
-What a person sees is what is trained: the EXIF orientation is applied, transparency lies on white, colours
-come out as sRGB, 16 bits are scaled rather than cut.
+What a person sees is what is trained: the EXIF orientation is applied, transparency lies on a colour, colours
+come out as sRGB, 16 bits are scaled rather than cut. Masks go the way of their pictures, pixel by pixel.
 """
 
 from __future__ import annotations
@@ -14,17 +14,38 @@ from PIL import Image, ImageCms, ImageOps
 
 from .buckets import Fit
 
-VERSION = 1
+VERSION = 2
 """Part of every cache address: raise it when the same file gives other pixels."""
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """The picture as 8-bit sRGB."""
+COLOURS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
+
+Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
+
+
+def read_rgb(path: Path, background: str = "white") -> Image.Image:
+    """The picture as 8-bit sRGB, what is transparent in it on the background's colour."""
+    upright, profile = _upright(path)
+    return _on(COLOURS.get(background, background), _as_srgb(_to_8_bits(upright), profile))
+
+
+def read_mask(path: Path) -> Image.Image:
+    """A mask's brightness; what is transparent in it is black."""
+    return _on(COLOURS["black"], _to_8_bits(_upright(path)[0])).convert("L")
+
+
+def read_alpha(path: Path) -> Image.Image:
+    """How opaque a picture is at each place; white where it has no transparency at all."""
+    upright, _ = _upright(path)
+    if not upright.has_transparency_data:
+        return Image.new("L", upright.size, 255)
+    return upright.convert("RGBA").getchannel("A")
+
+
+def _upright(path: Path) -> tuple[Image.Image, bytes | None]:
     with Image.open(path) as image:
         image.load()
-        profile = image.info.get("icc_profile")
-        upright = ImageOps.exif_transpose(image)
-    return _on_white(_as_srgb(_to_8_bits(upright), profile))
+        return ImageOps.exif_transpose(image), image.info.get("icc_profile")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -56,22 +77,28 @@ def _as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return converted
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _on(colour: str, image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     seen = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", seen.size, (255, 255, 255, 255)), seen).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, colour), seen).convert("RGB")
 
 
-def fitted(image: Image.Image, fit: Fit) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
-    """Resized, cropped in the middle, scaled to -1..1; height x width x 3.
+def fitted(image: Image.Image, fit: Fit) -> Pixels:
+    """Resized, cropped, scaled to -1..1; height x width x 3."""
+    return np.asarray(_cut_out(image, fit), dtype=np.float32) / np.float32(127.5) - np.float32(1)
 
-    BOX is the mean over the covered area, as kohya's cv2 AREA, where both sides shrink; LANCZOS elsewhere.
-    """
+
+def fitted_mask(image: Image.Image, fit: Fit) -> Pixels:
+    """A mask as its picture is resized and cropped, from 0 to 1; 1 x height x width. A mask of another size is stretched to it."""
+    return np.asarray(_cut_out(image, fit), dtype=np.float32)[None] / np.float32(255)
+
+
+def _cut_out(image: Image.Image, fit: Fit) -> Image.Image:
+    """BOX is the mean over the covered area, as kohya's cv2 AREA, where both sides shrink; LANCZOS elsewhere."""
     shrinks = fit.resized[0] <= image.width and fit.resized[1] <= image.height
     resized = (
         image.resize(fit.resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS) if fit.resized != image.size else image
     )
     left, top = fit.crop
-    cropped = resized.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
-    return np.asarray(cropped, dtype=np.float32) / np.float32(127.5) - np.float32(1)
+    return resized.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))

@@ -17,9 +17,13 @@ The session's folder on the training machine, all names relative to it:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from .optimizer_names import OPTIMIZERS, is_dotted, step_rules, trouble
 
 PROTOCOL_VERSION = 1
 
@@ -29,11 +33,61 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FAMILIES = ("sd15", "sd2", "sdxl")
 """Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
 
-OPTIMIZERS = ("AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "Lion8bit")
-LR_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts", "linear", "polynomial")
+LR_SCHEDULERS = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "rex",
+    "inverse_sqrt",
+    "piecewise_constant",
+    "warmup_stable_decay",
+)
 
 MAX_EVENT_BYTES = 64 * 1024
 """A line longer than this is not an event of ours; the reader drops it instead of growing."""
+
+
+def _optimizer(name: str) -> str:
+    if name in OPTIMIZERS or is_dotted(name):
+        return name
+    raise PydanticCustomError("literal_error", "this is no optimizer", {"expected": ", ".join(OPTIMIZERS)})
+
+
+def _plain(value: Any) -> Any:
+    """TOML's exact numbers as the ordinary ones that an optimizer takes."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return tuple(_plain(one) for one in value)
+    return float(value) if isinstance(value, Decimal) else value
+
+
+OptimizerName = Annotated[
+    Literal[
+        "AdamW",
+        "AdamW8bit",
+        "PagedAdamW",
+        "PagedAdamW8bit",
+        "AdamWBF16",
+        "StableAdamW",
+        "AdamWScheduleFree",
+        "Lion",
+        "Lion8bit",
+        "PagedLion",
+        "PagedLion8bit",
+        "Prodigy",
+        "Adafactor",
+        "SGD",
+    ]
+    | str,
+    AfterValidator(_optimizer),
+]
+"""A name that we know, or a class of an installed package with dots in it."""
+
+Argument = bool | int | float | str | tuple[float, ...] | None
 
 
 class Message(BaseModel):
@@ -58,9 +112,35 @@ class TrainingOptions(Message):
     max_bucket: int = Field(1024, ge=8, le=8192, description="Longest bucket side in pixels.")
     bucket_step: int = Field(64, ge=8, le=512, multiple_of=8, description="Bucket sides are multiples of this, in pixels.")
     bucket_no_upscale: bool = Field(False, description="Never enlarge a picture: small ones get smaller buckets.")
+    more_resolutions: tuple[Annotated[int, Field(ge=32, le=4096)], ...] = Field(
+        (), max_length=8, description="Further resolutions at which every picture is trained too, as in `[768]`; an epoch grows by them."
+    )
+    crops: int = Field(
+        1, ge=1, le=16, description="Parts of a picture that take turns where its bucket cuts something off; 1: the middle alone."
+    )
     flip: bool = Field(False, description="Also train on mirrored pictures (not for faces and text).")
+    background: str = Field(
+        "white",
+        pattern=r"^(white|black|grey|#[0-9A-Fa-f]{6})$",
+        description="What lies under transparent pictures: `white`, `black`, `grey`, or a colour as in `#ff8800`.",
+    )
+    alpha_mask: bool = Field(False, description="Train on what is opaque: the loss counts by each picture's own transparency.")
+    mask_min_weight: float = Field(
+        0.0, ge=0, le=1, description="What the loss counts at least where a mask is black; masks come from `masks` or `alpha_mask`."
+    )
+    prior_loss_weight: float = Field(1.0, ge=0, le=10, description="What the loss of a regularisation picture counts.")
+    caption_prefix: str = Field("", max_length=1000, description="Text before every caption, with a blank between.")
+    caption_suffix: str = Field("", max_length=1000, description="Text after every caption, with a blank between.")
+    several_captions: bool = Field(
+        False, description="Each line of a caption file is a caption, and one is drawn at every use. Off: the first line alone is read."
+    )
+    wildcards: bool = Field(False, description="`{red|blue}` in a caption is one of its words, drawn at every use.")
     shuffle_caption: bool = Field(False, description="Shuffle the comma-separated tags of a caption at every use.")
     keep_tokens: int = Field(0, ge=0, description="Tags at the caption's start that `shuffle_caption` leaves in place.")
+    keep_tokens_separator: str | None = Field(
+        None, min_length=1, max_length=16, description="Mark in captions, as in `|||`: tags before it, and after a second one, stay there."
+    )
+    tag_dropout: float = Field(0.0, ge=0, le=1, description="Share of tags left out at every use; those that are kept in place stay.")
     max_token_length: Literal[75, 150, 225] = Field(
         75, description="Tokens of a caption that are read: longer ones are read in pieces of 75, as kohya does it, and beyond this cut."
     )
@@ -74,6 +154,9 @@ class TrainingOptions(Message):
         1, ge=1, le=11, description="Layer of the text encoder that is read, counted from its end, for sd15 and sd2; SDXL has its own."
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
+    caption_dropout_every_epochs: int | None = Field(
+        None, ge=1, description="Every so many epochs all captions are empty, as in kohya."
+    )
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
     learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
@@ -84,20 +167,43 @@ class TrainingOptions(Message):
         ge=0,
         description="Learning rate of the second text encoder, where a family has one to train; `text_encoder_lr` when not given.",
     )
-    optimizer: Literal["AdamW", "AdamW8bit", "PagedAdamW8bit", "Lion", "Lion8bit"] = Field(
+    optimizer: OptimizerName = Field(
         "AdamW8bit",
-        description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third of AdamW's rate.",
+        description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's rate; "
+        "Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate and saves, "
+        "draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that is installed "
+        "where the job trains, as in `torch.optim.NAdam`.",
+    )
+    optimizer_args: Annotated[dict[str, Argument], BeforeValidator(_plain)] = Field(
+        default_factory=dict,
+        description="What else the optimizer is told, as in `{ betas = [0.9, 0.99] }` or, for Prodigy, `{ d_coef = 2.0 }`.",
     )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="Keep a running mean of the weights and save, draw and measure that; 0.999 is usual for long runs."
     )
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
-    lr_scheduler: Literal["constant", "cosine", "cosine_with_restarts", "linear", "polynomial"] = Field(
-        "constant", description="Shape of the learning rate over the run."
+    lr_scheduler: Literal[
+        "constant",
+        "constant_with_warmup",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "polynomial",
+        "rex",
+        "inverse_sqrt",
+        "piecewise_constant",
+        "warmup_stable_decay",
+    ] = Field("constant", description="Shape of the learning rate over the run; a warm-up goes before any of them.")
+    lr_warmup_steps: float | int = Field(
+        0, ge=0, description="Steps over which the learning rate rises from 0; below 1 the share of all steps, as in 0.05."
     )
-    lr_warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises from 0.")
     lr_power: float = Field(1.0, gt=0, le=10, description="Power of `polynomial`; 1 is `linear`.")
+    lr_min: float = Field(0.0, ge=0, le=1, description="Share of the learning rate that is left at the end of a schedule that falls.")
+    lr_decay_share: float = Field(0.2, gt=0, le=1, description="Last part of the run in which `warmup_stable_decay` falls.")
+    lr_step_rules: str | None = Field(
+        None, description="Factors of `piecewise_constant` and the steps before which they count, as in `1:1000,0.1:1500,0.01`."
+    )
     lr_restarts: int = Field(3, ge=1, le=100, description="Cycles of `cosine_with_restarts`.")
     min_snr_gamma: float | None = Field(None, gt=0, description="Min-SNR loss weighting (5 is usual); off when not given.")
     debiased_estimation: bool = Field(False, description="Weigh the loss by 1 / sqrt(signal-to-noise), as debiased estimation does.")
@@ -139,6 +245,26 @@ class TrainingOptions(Message):
     )
 
     @model_validator(mode="after")
+    def _optimizer_fits(self) -> TrainingOptions:
+        rates = {"learning_rate": self.learning_rate} if self.unet_lr is None else {"unet_lr": self.unet_lr}
+        rates |= {"text_encoder_lr": self.text_encoder_lr, "text_encoder_2_lr": self.text_encoder_2_lr}
+        if wrong := trouble(self.optimizer, tuple(self.optimizer_args), rates, self.lr_scheduler, self.ema_decay):
+            raise ValueError(wrong)
+        return self
+
+    @model_validator(mode="after")
+    def _rates_can_be_told(self) -> TrainingOptions:
+        if self.lr_warmup_steps >= 1 and self.lr_warmup_steps != int(self.lr_warmup_steps):
+            raise ValueError(f"lr_warmup_steps is a whole number of steps, or below 1 a share of them, not {self.lr_warmup_steps}")
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError('lr_step_rules and lr_scheduler = "piecewise_constant" go together: give both or neither')
+        try:
+            step_rules(self.lr_step_rules or "1")
+        except ValueError:
+            raise ValueError(f"lr_step_rules is written 1:1000,0.1:1500,0.01, its steps rising, not {self.lr_step_rules}") from None
+        return self
+
+    @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingOptions:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give `steps` or `epochs`, not both")
@@ -146,14 +272,16 @@ class TrainingOptions(Message):
 
     @model_validator(mode="after")
     def _buckets_hold_the_resolution(self) -> TrainingOptions:
-        if not self.min_bucket <= self.resolution <= self.max_bucket:
-            raise ValueError(f"resolution {self.resolution} must lie between min_bucket {self.min_bucket} and max_bucket {self.max_bucket}")
+        for side in (self.resolution, *self.more_resolutions):
+            if not self.min_bucket <= side <= self.max_bucket:
+                raise ValueError(f"resolution {side} must lie between min_bucket {self.min_bucket} and max_bucket {self.max_bucket}")
         return self
 
     @model_validator(mode="after")
     def _a_bucket_is_at_least_one_step(self) -> TrainingOptions:
-        if self.resolution < self.bucket_step:
-            raise ValueError(f"resolution {self.resolution} must be at least bucket_step {self.bucket_step}")
+        side = min(self.resolution, *self.more_resolutions, self.resolution)
+        if side < self.bucket_step:
+            raise ValueError(f"resolution {side} must be at least bucket_step {self.bucket_step}")
         return self
 
     @property
@@ -171,6 +299,10 @@ class JobSpec(TrainingOptions):
     base: str = Field(description="Diffusers folder, single `.safetensors` checkpoint or hub id.")
     base_revision: str | None = None
     dataset: str
+    masks: str | None = None
+    """Folder of masks: one picture for each of the dataset's, white where it is trained on."""
+    regularisation: str | None = None
+    """Folder of pictures that show what is not to change."""
     output: str
     comment: str = ""
     """Goes into the adapter's metadata."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.dataset import Sample, Scan, scan, split, total_steps
+from trainer.dataset import Sample, Scan, scan
+from trainer.items import split, total_steps
 from trainer.protocol import TrainingOptions
 
 OPTIONS = TrainingOptions(resolution=64, min_bucket=64, max_bucket=128)

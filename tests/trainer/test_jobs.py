@@ -182,7 +182,7 @@ def test_a_changed_picture_is_encoded_anew(root: Path, spec: Spec) -> None:
 
 def test_pictures_held_out_are_said_measured_and_never_trained_on(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests import tiny
-    from trainer import dataset, loop
+    from trainer import dataset, items, loop
 
     tiny.pictures(root / "many", count=21)
     used: set[int] = set()
@@ -198,13 +198,13 @@ def test_pictures_held_out_are_said_measured_and_never_trained_on(root: Path, sp
     assert used == set(range(19))
     job = JobSpec(**spec(dataset="many"))
     samples = dataset.scan(root / "many", job).samples
-    _, held = dataset.split(job, samples)
+    _, held = items.split(job, samples)
     (said,) = [e.message for e in only(events, Warned) if "measured by" in e.message]
     assert said.startswith("2 of 21 pictures")
     assert all(s.image.name in said for s in held)
     found = only(events, Evaluated)
     assert [e.step for e in found] == [0, 8, 16, 19]
-    assert only(events, Started)[0].steps == 19 == dataset.total_steps(JobSpec(**spec(epochs=1, steps=None)), samples)
+    assert only(events, Started)[0].steps == 19 == items.total_steps(JobSpec(**spec(epochs=1, steps=None)), samples)
     assert f"held-out loss {found[-1].loss:.4f}" in events[-1].message
     with safe_open(root / "jobs/lisa/out/lisa.safetensors", "pt") as file:
         facts = file.metadata()

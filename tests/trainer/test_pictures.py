@@ -84,8 +84,8 @@ def test_one_pixel_can_be_trained_on(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), RED).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("a dot")
     options = TrainingOptions(resolution=64, min_bucket=64, max_bucket=128, bucket_no_upscale=True)
-    from trainer import dataset
+    from trainer import items
 
     found = scan(tmp_path, options)
-    (fit,) = dataset.fits(options, found.samples)
+    (fit,) = items.fits(options, found.samples)
     assert fitted(read_rgb(tmp_path / "a.png"), fit).shape == (64, 64, 3)

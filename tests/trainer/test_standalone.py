@@ -30,7 +30,7 @@ REPO = Path(__file__).resolve().parents[2]
         "trainer",
         *(
             f"trainer.{m}"
-            for m in ("protocol", "errors", "buckets", "dataset", "base", "prompts", "streams", "schedules", "events", "supervisor")
+            for m in ("protocol", "errors", "buckets", "dataset", "items", "captions", "masks", "opening", "base", "prompts", "streams", "schedules", "events", "supervisor")
         ),
     ],
 )

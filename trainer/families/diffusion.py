@@ -85,12 +85,14 @@ class Diffusion:
         noisy = objective.add_noise(latents, noise if disturbance is None else noise + disturbance, self.abar, timesteps)
         return noisy, objective.target(latents, noise, self.abar, timesteps, self.prediction)
 
-    def distances(self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions) -> Tensor:
+    def distances(
+        self, predicted: Tensor, wanted: Tensor, timesteps: Tensor, options: TrainingOptions, mask: Tensor | None = None
+    ) -> Tensor:
         """Each sample's loss before its weight [b]."""
         kind = options.loss_type
         mild = kind in ("huber", "smooth_l1")
         threshold = objective.huber_threshold(self.abar, timesteps, options.huber_c, options.huber_schedule) if mild else None
-        return objective.per_sample_loss(predicted, wanted, kind, threshold)
+        return objective.per_sample_loss(predicted, wanted, kind, threshold, mask)
 
     def weigh(self, timesteps: Tensor, options: TrainingOptions) -> Tensor | None:
         """Each sample's loss weight [b], or None for 1."""
