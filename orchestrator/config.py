@@ -22,15 +22,15 @@ from pydantic import BaseModel, Field, ValidationError
 import templates
 from trainer.protocol import FAMILIES, NAME_PATTERN, TrainingOptions
 
-from .bases import family_told_by
 from .errors import ConfigError, Finding
-from .keys import PROVIDERS, Budget, LoraConfig, Machine, RunConfig, Section
-from .wording import allowed, instead, kind_of, nearest, rewritten, say, short, wrong_type
+from .file.bases import family_told_by
+from .file.keys import PROVIDERS, Budget, LoraConfig, Machine, RunConfig, Section
+from .file.wording import allowed, instead, kind_of, nearest, rewritten, say, short, wrong_type
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from .places import Loc, Places
+    from .file.places import Loc, Places
 
 __all__ = ["CODES", "PROVIDERS", "Budget", "LoraConfig", "Machine", "RunConfig", "find", "finding_at", "load", "recipe_for"]
 
@@ -199,7 +199,7 @@ class _Findings:
 
     def at(self, loc: Loc, code: str, message: str, hint: str = "", *, key: bool = False) -> None:
         """At the value of `loc`, or at its name; at the table around it when it is not written."""
-        from .places import Places
+        from .file.places import Places
 
         self._places = self._places or Places(self.text)
         look = self._places.key if key else self._places.value

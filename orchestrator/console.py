@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import Finding, LorryError, UsageError, WithFindings, place
-from .redaction import without_secrets
+from .setup.redaction import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

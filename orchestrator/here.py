@@ -16,11 +16,11 @@ from trainer.protocol import Committed, EventReader, Session
 
 from .clock import SystemClock
 from .errors import UsageError
-from .interrupts import HERE, Interrupts
 from .order import CheckedJob, spec_of
 from .prepare import checked_config
 from .progress import Progress
 from .report.receipt import job_document
+from .safety.interrupts import HERE, Interrupts
 from .tools import version
 from .view import Snapshot, View, make_view
 

@@ -12,9 +12,9 @@ from providers.errors import ProviderError
 
 from .order import Order
 from .plan import Load, Plan, make_plan
-from .reasons import why_first
+from .pricing.reasons import why_first
+from .pricing.worst import guardable
 from .trip import Tools
-from .worst import guardable
 
 ENOUGH_OFFERS = 8
 """Kept in plan.json; more is no help to a reader."""

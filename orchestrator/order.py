@@ -24,12 +24,12 @@ from trainer.protocol import JobSpec
 
 from . import commands, plan
 from .budget import traffic_usd
-from .check import Checked, JobCheck
 from .config import LoraConfig, RunConfig
-from .families import cost_of
+from .file.check import Checked, JobCheck
 from .home import RunFolder
+from .machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from .plan import Load, Work
-from .recovery import SAVE_PAUSE_S, checkpoint_every_s
+from .pricing.families import cost_of
 from .ship import Item, Shipment, base_items, item, items_below
 
 TRAINER_BYTES = 500_000

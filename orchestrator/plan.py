@@ -17,9 +17,9 @@ from providers.base import Offer, Prices, Requirements
 
 from .budget import GIB, WAY_OUT_S, rounded_up, time_usd, traffic_usd
 from .errors import NoOffer, OverBudget
-from .families import cost_of
-from .gpus import gpu
-from .risk import Waste, waste
+from .pricing.families import cost_of
+from .pricing.gpus import gpu
+from .pricing.risk import Waste, waste
 
 FAILED_US = "failed us lately"
 MIB = 1024**2

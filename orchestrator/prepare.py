@@ -8,14 +8,14 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from . import console
-from .check import check, refusal
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
+from .file.check import check, refusal
 from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, requirements, saving_often
 from .plan import Load, Plan, disk_gib, make_plan
+from .pricing.worst import guardable
 from .trip import Tools
-from .worst import guardable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,19 +15,19 @@ from typing import Any
 from providers.base import Instance, InstanceStatus, LaunchSpec, Offer
 from providers.errors import AuthError, NoCapacity, ProviderError, Refused
 
-from . import guarding
 from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
-from .guarding import GuardUnproven, guarded
-from .inspecting import Unfit, inspected
 from .lease import Lease, NeverCreated, is_ours, label_trouble
 from .ledger import Attempt
 from .lifecycle import Phase, Signal
-from .memory import Fault
+from .machines import guarding
+from .machines.guarding import GuardUnproven, guarded
+from .machines.inspecting import Unfit, inspected
+from .machines.memory import Fault
+from .machines.trying import Failed, affordable, enough, hint, loss_remembered, offer_of, remember, tried, written
 from .plan import Candidate, is_own
-from .reconcile import label_for
+from .safety.reconcile import label_for
 from .shell import Shell, make_keys
 from .trip import Trip
-from .trying import Failed, affordable, enough, hint, loss_remembered, offer_of, remember, tried, written
 
 POLL_S = 1.0
 OVER = frozenset({InstanceStatus.GONE, InstanceStatus.STOPPED})

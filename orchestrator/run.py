@@ -15,12 +15,12 @@ from .closing import account, close, judge
 from .crashpoints import crashpoint
 from .delivery import ship
 from .errors import Interrupted, LorryError, MachineFailed, NoOffer, UsageError, outcome_of
-from .guarding import guarded
 from .home import RunFolder
 from .lease import WrongAccount
 from .ledger import Ledger
+from .machines.guarding import guarded
+from .machines.onward import leave_behind, onward, stand_by
 from .market import plan_document
-from .onward import leave_behind, onward, stand_by
 from .order import Order, read_order, write_order
 from .plan import Plan
 from .rent import end, rented

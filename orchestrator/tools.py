@@ -11,9 +11,9 @@ from providers.base import Provider
 from .clock import SystemClock
 from .errors import UsageError
 from .home import Home
-from .interrupts import Interrupts
-from .memory import FILE, Memory
-from .redaction import hide
+from .machines.memory import FILE, Memory
+from .safety.interrupts import Interrupts
+from .setup.redaction import hide
 from .trip import Tools
 from .view import make_view
 
@@ -43,7 +43,7 @@ def _provider(clock: SystemClock) -> Callable[[str], Provider]:
         return Retrying(providers.load(name, kept), sleep=clock.sleep)
 
     def kept(name: str, address: str) -> str:
-        from .credentials import KeyStore
+        from .setup.credentials import KeyStore
 
         key = KeyStore(Home.from_env().path).get(name, address)
         hide(key)

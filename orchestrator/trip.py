@@ -17,14 +17,14 @@ from .budget import WAY_OUT_S, lifetime_s, spent_usd
 from .clock import Clock
 from .errors import Interrupted, OverBudget
 from .home import RunFolder
-from .interrupts import Interrupts
 from .lease import Lease, prices_of, usage_of
 from .ledger import Book, Ledger
-from .memory import Memory
+from .machines.memory import Memory
+from .machines.recovery import Stretch, lost, steps_at_home
 from .order import Order, rest_of
 from .plan import Candidate, Load
 from .progress import Progress
-from .recovery import Stretch, lost, steps_at_home
+from .safety.interrupts import Interrupts
 from .view import Snapshot, View
 
 PULSE_S = 0.5

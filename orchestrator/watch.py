@@ -17,6 +17,7 @@ from trainer.protocol import Committed, EventReader, Session, Status
 
 from . import commands
 from .budget import WAY_OUT_S
+from .cap.terms import Terms, session_there
 from .crashpoints import crashpoint
 from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
 from .fetch import Arrived, Damaged, fetch, is_home
@@ -24,7 +25,6 @@ from .lifecycle import Phase, Signal
 from .progress import Progress
 from .rent import Machine
 from .shell import LocalTrouble
-from .terms import Terms, session_there
 from .trip import Trip
 
 POLL_S = 1.0

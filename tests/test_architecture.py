@@ -18,7 +18,7 @@ import orchestrator
 import providers
 from orchestrator.config import CODES
 from orchestrator.errors import EXIT_CODES, LorryError
-from orchestrator.keys import ProviderName
+from orchestrator.file.keys import ProviderName
 from providers.errors import ProviderError
 from trainer import errors as trainer_errors
 from trainer.protocol import FAMILIES
@@ -48,18 +48,18 @@ SHARED_BY_CLOUDS = {"answers", "base", "errors", "http", "keys", "wrappers"}
 
 PURE = (
     "orchestrator/plan.py",
-    "orchestrator/families.py",
+    "orchestrator/pricing/families.py",
     "orchestrator/budget.py",
-    "orchestrator/pace.py",
+    "orchestrator/cap/pace.py",
     "orchestrator/lifecycle.py",
     "orchestrator/commands.py",
-    "orchestrator/guard.py",
-    "orchestrator/reconcile.py",
-    "orchestrator/recovery.py",
-    "orchestrator/risk.py",
-    "orchestrator/reasons.py",
-    "orchestrator/inspection.py",
-    "orchestrator/versions.py",
+    "orchestrator/machines/guard.py",
+    "orchestrator/safety/reconcile.py",
+    "orchestrator/machines/recovery.py",
+    "orchestrator/pricing/risk.py",
+    "orchestrator/pricing/reasons.py",
+    "orchestrator/machines/inspection.py",
+    "orchestrator/setup/versions.py",
     "trainer/objective.py",
     "trainer/buckets.py",
 )
@@ -225,7 +225,7 @@ def test_cloud_names_stand_in_the_table_of_the_config_only():
         for node in ast.walk(tree_of(file))
         if isinstance(node, ast.Constant) and node.value in {"vast", "runpod"}
     }
-    assert holders == {"orchestrator/keys.py"}
+    assert holders == {"orchestrator/file/keys.py"}
 
 
 def test_the_loop_names_no_family():

@@ -18,7 +18,7 @@ from orchestrator.errors import LorryError, UsageError
 from providers.errors import ProviderError
 
 if TYPE_CHECKING:
-    from orchestrator.unattended import Watch
+    from orchestrator.safety.unattended import Watch
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def _looked_first(given: list[str]) -> Watch | None:
     if command not in COMMANDS or command in LOOKS_AT_NO_RUN or not {"--help", "-h", "--version"}.isdisjoint(given):
         return None
     from orchestrator.home import Home
-    from orchestrator.unattended import Watch
+    from orchestrator.safety.unattended import Watch
 
     watch = Watch(Home.from_env(), as_json="--json" in given)
     named = [word for word in given if not word.startswith("-") and word != command] if command in ACTS_ON_A_RUN else []

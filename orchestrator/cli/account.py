@@ -10,7 +10,7 @@ import typer
 from .common import Json, Yes
 
 if TYPE_CHECKING:
-    from orchestrator.doctor import Check
+    from orchestrator.setup.doctor import Check
 
 Cloud = Annotated[str, typer.Argument(metavar="PROVIDER", help="A cloud with an account: vast, runpod or tensordock.", show_default=False)]
 
@@ -31,7 +31,8 @@ def login(
       pass show runpod | lorry login runpod --stdin
       lorry login vast --import
     """
-    from orchestrator import accounts, console, signin
+    from orchestrator import console
+    from orchestrator.setup import accounts, signin
 
     source = signin.Source.STDIN if stdin else signin.Source.CLIENT if import_ else signin.Source.PERSON
     proved = signin.login(provider, source)
@@ -55,7 +56,8 @@ def logout(provider: Cloud, json: Json = False) -> int:
     Examples:
       lorry logout vast
     """
-    from orchestrator import console, signin
+    from orchestrator import console
+    from orchestrator.setup import signin
 
     left = signin.logout(provider)
     if json:
@@ -98,8 +100,8 @@ def doctor(
         return _drill(drill, budget=budget, yes=yes, json=json)
 
     from orchestrator import console
-    from orchestrator.doctor import exit_code
-    from orchestrator.signin import examine
+    from orchestrator.setup.doctor import exit_code
+    from orchestrator.setup.signin import examine
 
     checks = []
     for check in examine(provider or ()):
@@ -127,11 +129,11 @@ def _sum(checks: Sequence[Check]) -> str:
 def _drill(name: str, *, budget: str, yes: bool, json: bool) -> int:
     """Show the price, ask, drill, print the table."""
     from orchestrator import console
-    from orchestrator import drill as the_drill
     from orchestrator.errors import UsageError
     from orchestrator.home import Home
-    from orchestrator.keeper import kept
     from orchestrator.prepare import cap_of
+    from orchestrator.safety.keeper import kept
+    from orchestrator.setup import drill as the_drill
     from orchestrator.tools import make_tools
 
     tools, home = make_tools(as_json=json), Home.from_env()

@@ -17,10 +17,10 @@ def check(file: ConfigFile = None, json: Json = False) -> int:
       lorry check --json | jq -r '.[].message'
     """
     from orchestrator import console
-    from orchestrator.check import check as look
-    from orchestrator.check import counts, refusal, summary
     from orchestrator.config import find, load
     from orchestrator.errors import ConfigError
+    from orchestrator.file.check import check as look
+    from orchestrator.file.check import counts, refusal, summary
 
     try:
         config = load(find(file))

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from orchestrator.errors import LorryError
-from orchestrator.redaction import without_secrets
+from orchestrator.setup.redaction import without_secrets
 
 
 def saved(error: Exception, given: list[str]) -> LorryError:

@@ -10,7 +10,7 @@ import typer
 from .common import Json
 
 if TYPE_CHECKING:
-    from orchestrator.drafting import Draft
+    from orchestrator.file.drafting import Draft
 
 Recipe = Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="character or style; guessed when not given.", show_default=False)]
 Datasets = Annotated[
@@ -34,7 +34,7 @@ def init(recipe: Recipe = None, dataset: Datasets = None, base: Base = None, fil
       lorry init --dataset datasets/lisa --dataset datasets/tom --file family.lorry.toml
     """
     from orchestrator import console
-    from orchestrator.drafting import draft
+    from orchestrator.file.drafting import draft
 
     made = draft(recipe, dataset or [], base, file)
     made.save()

@@ -9,7 +9,7 @@ import typer
 from .common import Budget, ConfigFile, Json, Providers
 
 if TYPE_CHECKING:
-    from orchestrator.memory import Memory
+    from orchestrator.machines.memory import Memory
 
 
 def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
@@ -71,11 +71,11 @@ def offers(  # noqa: PLR0917  options, each with its name
       lorry offers --forget all
     """
     from orchestrator import console
-    from orchestrator.credentials import KeyStore
     from orchestrator.home import Home
-    from orchestrator.listing import OWN, as_json, cards, listing, to_ask
     from orchestrator.prepare import cap_of
+    from orchestrator.pricing.listing import OWN, as_json, cards, listing, to_ask
     from orchestrator.report.offers import show_offers
+    from orchestrator.setup.credentials import KeyStore
     from orchestrator.tools import make_tools
     from providers.base import Requirements
 

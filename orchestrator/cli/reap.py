@@ -49,7 +49,7 @@ def reap(  # noqa: PLR0917  options, each with its name
     from orchestrator import console
     from orchestrator.home import Home
     from orchestrator.outside import reap as reaped
-    from orchestrator.reconcile import LABEL, is_over
+    from orchestrator.safety.reconcile import LABEL, is_over
     from orchestrator.tools import make_tools
     from providers import PROVIDERS
 
@@ -124,8 +124,9 @@ def _show(rows: list[dict[str, Any]], *, json: bool) -> None:
 
 def _timer(*, install: bool, every_min: int, json: bool) -> int:
     """Put the timer there, or take it away, and show what was done."""
-    from orchestrator import console, timer
+    from orchestrator import console
     from orchestrator.home import Home
+    from orchestrator.safety import timer
 
     home = Home.from_env()
     if install:

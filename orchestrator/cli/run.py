@@ -45,9 +45,9 @@ def run(  # noqa: PLR0917  options, each with its name
     """
     from orchestrator import run as program
     from orchestrator.home import Home
-    from orchestrator.keeper import kept
     from orchestrator.order import make_order
     from orchestrator.prepare import prepare
+    from orchestrator.safety.keeper import kept
     from orchestrator.tools import make_tools
 
     tools, home = make_tools(as_json=json), Home.from_env()
@@ -79,7 +79,7 @@ def attach(run: Run, json: Json = False) -> int:
     from orchestrator import outside
     from orchestrator import run as program
     from orchestrator.home import Busy, Home
-    from orchestrator.keeper import is_over, kept
+    from orchestrator.safety.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
     folder, tools = Home.from_env().run(run), make_tools(as_json=json)
@@ -103,8 +103,8 @@ def resume(run: Run, budget: Budget = None, json: Json = False) -> int:
     """
     from orchestrator import run as program
     from orchestrator.home import Home
-    from orchestrator.keeper import kept
     from orchestrator.prepare import cap_of
+    from orchestrator.safety.keeper import kept
     from orchestrator.tools import make_tools
 
     folder, cap = Home.from_env().run(run), cap_of(budget) if budget else None
@@ -121,7 +121,7 @@ def stop(run: Run, json: Json = False) -> int:
     """
     from orchestrator import outside
     from orchestrator.home import Home
-    from orchestrator.keeper import is_over, kept
+    from orchestrator.safety.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
     folder = Home.from_env().run(run)
@@ -139,7 +139,7 @@ def down(run: Run, json: Json = False) -> int:
     """
     from orchestrator import outside
     from orchestrator.home import Home
-    from orchestrator.keeper import is_over, kept
+    from orchestrator.safety.keeper import is_over, kept
     from orchestrator.tools import make_tools
 
     folder = Home.from_env().run(run)
@@ -167,8 +167,8 @@ def _confirm(ready: Ready, tools: Tools, *, yes: bool, json: bool) -> None:
     from orchestrator import console
     from orchestrator.budget import show_usd
     from orchestrator.errors import Interrupted, UsageError
+    from orchestrator.pricing.worst import account_of, worst_case
     from orchestrator.report.plan import show_plan
-    from orchestrator.worst import account_of, worst_case
 
     if not json:
         show_plan(ready.plan, data=False)
@@ -188,7 +188,7 @@ def _in_background(folder: RunFolder, *, keeper: bool, json: bool) -> int:
     import sys
 
     from orchestrator import console
-    from orchestrator.keeper import detached, is_wanted, start
+    from orchestrator.safety.keeper import detached, is_wanted, start
 
     by_keeper = keeper and is_wanted()
     command = [sys.executable, "-P", "-m", "orchestrator.cli", "attach", folder.id]

@@ -74,7 +74,7 @@ def json_documents() -> dict[str, str]:
 
 def config() -> dict[str, str]:
     """Every key of lorry.toml, from the models that read it."""
-    from orchestrator.keys import TABLES
+    from orchestrator.file.keys import TABLES
 
     return {f"{title} {name}".strip(): info.description or "" for title, _, keys in TABLES for name, info in keys.items()}
 

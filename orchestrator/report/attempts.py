@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.lease import usage_of
 from orchestrator.ledger import Attempt, Book, Entry
 from orchestrator.lifecycle import Phase, Signal
-from orchestrator.recovery import steps_gained
+from orchestrator.machines.recovery import steps_gained
 from orchestrator.view import duration
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import console
-from orchestrator.listing import Listing
+from orchestrator.pricing.listing import Listing
 from providers.base import Offer
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from orchestrator import console
 from orchestrator.budget import show_usd
 from orchestrator.plan import Candidate, Plan, worst_usd
-from orchestrator.reasons import why_first
+from orchestrator.pricing.reasons import why_first
 from orchestrator.view import duration, size
 
 SHOWN = 6

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from orchestrator.gpus import GPUS
-from orchestrator.memory import Bad, Fault, Memory
+from orchestrator.machines.memory import Bad, Fault, Memory
 from orchestrator.plan import Load, Work, make_plan
+from orchestrator.pricing.gpus import GPUS
 from providers.base import Offer, Prices, Requirements
 from tests.fakes import T0
 

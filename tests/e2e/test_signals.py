@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.crashpoints import POINTS
-from orchestrator.interrupts import HUNG_UP, RENTED
+from orchestrator.safety.interrupts import HUNG_UP, RENTED
 
 from .world import COMMAND, Lorry, adapters, check_gone, check_receipt, check_results, chunks, poll
 

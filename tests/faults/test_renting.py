@@ -21,10 +21,10 @@ from fakes import SilentView, an_order
 from orchestrator.closing import close
 from orchestrator.errors import LorryError
 from orchestrator.home import RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.rent import MISSED_LOOKS, rented
+from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools, Trip
 from providers.base import Provider, Requirements
 from providers.errors import ProviderError

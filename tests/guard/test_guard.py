@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from machines import QuickClock, eventually
 
 import templates
-from orchestrator import guard as ours
 from orchestrator.lease import destroy
+from orchestrator.machines import guard as ours
 from orchestrator.shell import make_keys
 from providers.base import Instance, LaunchSpec, Requirements, SelfDestroy
 from providers.sandbox.faults import Fault

@@ -10,8 +10,8 @@ import pytest
 from fakes import T0, FakeClock
 
 from orchestrator.errors import MachineFailed
-from orchestrator.guarding import PROOF_S, guarded, renew
 from orchestrator.lifecycle import Phase
+from orchestrator.machines.guarding import PROOF_S, guarded, renew
 from providers.sandbox.provider import Sandbox
 
 

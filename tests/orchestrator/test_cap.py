@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 from orchestrator import ledger as ledger_module
 from orchestrator.budget import GIB, WAY_OUT_S
+from orchestrator.cap.terms import LOOK_S
 from orchestrator.errors import OverBudget
-from orchestrator.guarding import LOST_S, count_lost_time
 from orchestrator.home import RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
+from orchestrator.machines.guarding import LOST_S, count_lost_time
 from orchestrator.progress import Progress
 from orchestrator.rent import Machine
-from orchestrator.terms import LOOK_S
+from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import DESTROY_S, Tools, Trip
 from orchestrator.watch import OVERRUN_S, SHORTEST_LIFE_S
 from providers.base import Instance, Prices

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.check import Checked, check, counts, refusal, summary
 from orchestrator.config import load
 from orchestrator.errors import ConfigError, DatasetError
+from orchestrator.file.check import Checked, check, counts, refusal, summary
 from trainer import dataset
 
 
@@ -137,7 +137,7 @@ def test_a_family_that_is_not_trained_is_refused_before_anything_is_rented(looke
     """Whether the folder shows it or the hub id says it."""
     picture(tmp_path / "lisa/a.png")
     diffusers_folder(tmp_path / "sora", "SoraPipeline")
-    monkeypatch.setattr("orchestrator.check.FAMILIES", ("sd15",))
+    monkeypatch.setattr("orchestrator.file.check.FAMILIES", ("sd15",))
     for base, words in (("sora", "SoraPipeline"), ("stabilityai/stable-diffusion-xl-base-1.0", "of the family sdxl")):
         (found,) = looked(base=base).errors
         assert (found.code, found.line) == ("LRY-CONFIG-FAMILY", 5)
@@ -198,7 +198,7 @@ import socket, sys
 def refuse(*a, **k): raise AssertionError("the network was asked")
 socket.socket = refuse
 from pathlib import Path
-from orchestrator.check import check
+from orchestrator.file.check import check
 from orchestrator.config import load
 assert check(load(Path(sys.argv[1]))).jobs[0].pictures == 1
 print(*sorted({"torch", "httpx", "paramiko", "rich", "diffusers"} & set(sys.modules)))

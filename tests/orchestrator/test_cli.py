@@ -236,7 +236,7 @@ def breaking(monkeypatch):
         def check(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr("orchestrator.check.check", check)
+        monkeypatch.setattr("orchestrator.file.check.check", check)
         Path("lorry.toml").write_text(GOOD)
 
     return break_with

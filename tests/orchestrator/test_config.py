@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import templates
 from orchestrator.config import CODES, find, load
 from orchestrator.errors import ConfigError, Finding
-from orchestrator.keys import PROVIDERS, TABLES, LoraConfig, ProviderName, RunConfig
-from orchestrator.wording import OTHER_SPELLINGS
+from orchestrator.file.keys import PROVIDERS, TABLES, LoraConfig, ProviderName, RunConfig
+from orchestrator.file.wording import OTHER_SPELLINGS
 from trainer.protocol import FAMILIES, TrainingOptions
 
 GOOD = """\

@@ -15,7 +15,7 @@ from keyring.backend import KeyringBackend
 from keyring.backends import chainer, fail, null
 from keyring.errors import KeyringLocked, PasswordDeleteError
 
-from orchestrator.credentials import KeyNotKept, KeyringShut, KeyStore, UnsafeKeyFile, keyring_name
+from orchestrator.setup.credentials import KeyNotKept, KeyringShut, KeyStore, UnsafeKeyFile, keyring_name
 from providers.errors import AuthError
 
 KEY = "canary-6f1d2c"

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.cli import COMMANDS
 from orchestrator.errors import EXIT_CODES
-from orchestrator.keys import TABLES
+from orchestrator.file.keys import TABLES
 
 ROOT = Path(__file__).parent.parent.parent
 

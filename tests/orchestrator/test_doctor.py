@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import providers
-from orchestrator import accounts, doctor
 from orchestrator.cli import main
-from orchestrator.credentials import KeyStore
-from orchestrator.doctor import Check, Health, exit_code, ok, trouble, warning
 from orchestrator.home import Home
 from orchestrator.lease import Lease
-from orchestrator.reconcile import label_for
-from orchestrator.timer import TimerState
-from orchestrator.versions import FLAWS, flaws_of, numbers, version_in
+from orchestrator.safety.reconcile import label_for
+from orchestrator.safety.timer import TimerState
+from orchestrator.setup import accounts, doctor
+from orchestrator.setup.credentials import KeyStore
+from orchestrator.setup.doctor import Check, Health, exit_code, ok, trouble, warning
+from orchestrator.setup.versions import FLAWS, flaws_of, numbers, version_in
 from providers.base import Account, Instance, InstanceStatus
 from providers.sandbox.server import Server
 

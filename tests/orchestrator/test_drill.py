@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 from fakes import FakeClock, FakeCloud, FakeShell, Plot, SilentView, an_order, down, offer, spec
 
-from orchestrator import drill, guard
 from orchestrator.errors import Interrupted, MachineFailed, OverBudget
 from orchestrator.home import RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.lease import Lease
+from orchestrator.machines import guard
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.rent import Machine
 from orchestrator.run import go_on
+from orchestrator.safety.interrupts import Interrupts
+from orchestrator.setup import drill
+from orchestrator.setup.steps import Step, in_order
 from orchestrator.shell import Shell
-from orchestrator.steps import Step, in_order
 from orchestrator.trip import Tools, Trip
 from providers.base import InstanceStatus, Offer, Prices, Requirements
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.families import COSTS, cost_of
 from orchestrator.plan import GIB, Load, Work, step_seconds, vram_bytes
+from orchestrator.pricing.families import COSTS, cost_of
 from trainer.protocol import FAMILIES
 
 WORK = Work(

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.budget import GIB
-from orchestrator.gpus import GPUS
-from orchestrator.inspection import (
+from orchestrator.machines.inspection import (
     ALIKE,
     DISK_SLACK_BYTES,
     TOLD_MOST_BYTES,
@@ -26,6 +25,7 @@ from orchestrator.inspection import (
     same_card,
 )
 from orchestrator.plan import Load, Work, estimate, vram_bytes
+from orchestrator.pricing.gpus import GPUS
 from providers.base import Offer
 
 WORK = Work(

@@ -16,7 +16,7 @@ import pytest
 
 import templates
 from orchestrator import commands
-from orchestrator.inspection import Told, read
+from orchestrator.machines.inspection import Told, read
 
 GIB = 2**30
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from orchestrator.errors import Interrupted
-from orchestrator.interrupts import HERE, RENTED, SIGNALS, Interrupts
+from orchestrator.safety.interrupts import HERE, RENTED, SIGNALS, Interrupts
 
 NUMBERS = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
 

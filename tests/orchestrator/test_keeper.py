@@ -15,10 +15,10 @@ import pytest
 from fakes import FakeClock
 from machines import eventually
 
-from orchestrator import keeper
 from orchestrator.home import Home, RunFolder
-from orchestrator.keeper import LONG_LIFE_S, LOOK_S, MOST_CRASHES, PAUSES_S, is_over, keep, kept
 from orchestrator.lifecycle import Signal
+from orchestrator.safety import keeper
+from orchestrator.safety.keeper import LONG_LIFE_S, LOOK_S, MOST_CRASHES, PAUSES_S, is_over, keep, kept
 
 LEASE = {"provider": "fake", "label": "lorry-x-a1", "gpu": "g", "usd_per_hour": "0.4", "disk_gib": 1, "prices": {}}
 
@@ -140,10 +140,11 @@ def closing(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, tmp_path: Path) 
     monkeypatch.delenv("LORRY_KEEPER", raising=False)
     monkeypatch.setenv("LORRY_CRASH_AT", "created")
     package = tmp_path / "stand-in/orchestrator"
-    real = Path(keeper.__file__).parent
+    real = Path(keeper.__file__).parents[1]
     package.mkdir(parents=True)
-    for file in real.glob("*.py"):
-        (package / file.name).symlink_to(file)
+    for entry in real.iterdir():
+        if entry.name != "cli":
+            (package / entry.name).symlink_to(entry)
     (package / "cli").mkdir()
     (package / "cli/__init__.py").write_text("")
     (package / "cli/__main__.py").write_text(
@@ -162,8 +163,8 @@ def closing(monkeypatch: pytest.MonkeyPatch, folder: RunFolder, tmp_path: Path) 
 
 def test_a_keeper_sleeps_while_its_lorry_lives_and_takes_the_run_up_when_it_is_killed(folder: RunFolder, closing: Path):
     """SIGKILL: nobody can say goodbye. The pipe between the two tells it all the same."""
-    code = "import sys; from pathlib import Path; from orchestrator.home import RunFolder; from orchestrator.keeper import kept\n"
-    code += "from orchestrator import keeper; keeper.PACKAGES = Path(sys.argv[2])\n"
+    code = "import sys; from pathlib import Path; from orchestrator.home import RunFolder; from orchestrator.safety.keeper import kept\n"
+    code += "from orchestrator.safety import keeper; keeper.PACKAGES = Path(sys.argv[2])\n"
     code += "folder = RunFolder(Path(sys.argv[1]))\nwith kept(folder), folder.driving(): print(flush=True); sys.stdin.read()"
     argv = [sys.executable, "-c", code, str(folder.path), str(keeper.PACKAGES)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
@@ -233,7 +234,7 @@ def test_a_keeper_that_cannot_be_started_stops_no_run(
 
 def test_a_keeper_is_small(folder: RunFolder, closing: Path, clock: FakeClock):
     """It waits beside a night of training on a laptop: no torch, no SSH, no HTTP."""
-    code = "import sys, orchestrator.keeper, filelock; print(*sys.modules)"
+    code = "import sys, orchestrator.safety.keeper, filelock; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"torch", "numpy", "paramiko", "httpx", "pydantic", "rich", "typer"} & set(modules) == set()
     with kept(folder):

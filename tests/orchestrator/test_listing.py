@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 import providers
 from orchestrator.cli import main
-from orchestrator.credentials import KeyStore
 from orchestrator.errors import UsageError
-from orchestrator.gpus import GPUS
-from orchestrator.listing import OWN, PRACTICE, as_json, cards, listing, to_ask
+from orchestrator.pricing.gpus import GPUS
+from orchestrator.pricing.listing import OWN, PRACTICE, as_json, cards, listing, to_ask
 from orchestrator.report.offers import COLUMNS
+from orchestrator.setup.credentials import KeyStore
 from providers.base import Offer, Prices, Requirements
 from providers.errors import AuthError, NoKey, ProviderError, Unavailable
 from providers.sandbox.server import Server

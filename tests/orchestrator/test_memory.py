@@ -13,8 +13,8 @@ from fakes import T0
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.inspection import Line
-from orchestrator.memory import FORGOTTEN_AFTER, MOST_MACHINES, Bad, Fault, Memory
+from orchestrator.machines.inspection import Line
+from orchestrator.machines.memory import FORGOTTEN_AFTER, MOST_MACHINES, Bad, Fault, Memory
 
 DAY = timedelta(days=1)
 

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainer
-from orchestrator.check import check
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
-from orchestrator.families import COSTS
+from orchestrator.file.check import check
 from orchestrator.home import Home, RunFolder
-from orchestrator.interrupts import Interrupts
+from orchestrator.machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from orchestrator.order import (
     CheckedJob,
     Order,
@@ -34,7 +33,8 @@ from orchestrator.order import (
 )
 from orchestrator.plan import Load, disk_gib, step_seconds
 from orchestrator.prepare import prepare
-from orchestrator.recovery import SAVE_PAUSE_S, checkpoint_every_s
+from orchestrator.pricing.families import COSTS
+from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools
 from providers.base import Prices
 from trainer.protocol import JobSpec

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.pace import MEASURED_S, MEASURED_STEPS, NEAR, Company, Stopwatch, Work, left_out, seconds_left
+from orchestrator.cap.pace import MEASURED_S, MEASURED_STEPS, NEAR, Company, Stopwatch, Work, left_out, seconds_left
 
 STEPS = st.integers(0, 3000)
 SHARES = st.floats(0, 1)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import NoOffer, OverBudget
-from orchestrator.gpus import GPUS
 from orchestrator.plan import GIB, Load, Work, disk_gib, estimate, make_plan, step_seconds, vram_bytes, worst_usd
+from orchestrator.pricing.gpus import GPUS
 from providers.base import Offer, Prices, Requirements
 
 WORK = Work(

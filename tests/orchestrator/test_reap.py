@@ -12,9 +12,9 @@ from fakes import T0, FakeClock, FakeCloud, Meter, SilentView, an_order, down, o
 from orchestrator.cli import main
 from orchestrator.cli.reap import CEILING
 from orchestrator.home import Home, RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.lease import Lease
-from orchestrator.reconcile import label_for
+from orchestrator.safety.interrupts import Interrupts
+from orchestrator.safety.reconcile import label_for
 from orchestrator.trip import Tools
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from fakes import offer
 
 from orchestrator.plan import Load, Plan, Work, make_plan
-from orchestrator.reasons import why_first
+from orchestrator.pricing.reasons import why_first
 from providers.base import Offer, Prices, Requirements
 
 WORK = Work(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.lease import is_ours
 from orchestrator.ledger import Book, Entry
 from orchestrator.lifecycle import Signal
-from orchestrator.reconcile import LABEL_MOST, Verdict, banner, hand_call, is_over, label_for, read_label, verdict
+from orchestrator.safety.reconcile import LABEL_MOST, Verdict, banner, hand_call, is_over, label_for, read_label, verdict
 from providers.base import SelfDestroy
 
 RUNS = st.from_regex(r"[a-z][a-z0-9-]{0,60}-[0-9a-f]{6}", fullmatch=True)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger import Entry
-from orchestrator.recovery import (
+from orchestrator.machines.recovery import (
     ENOUGH,
     FRUITLESS,
     LIFE_S,

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import console, redaction
+from orchestrator import console
 from orchestrator.cli import main
-from orchestrator.redaction import SHORTEST, hide, without_secrets
+from orchestrator.setup import redaction
+from orchestrator.setup.redaction import SHORTEST, hide, without_secrets
 from orchestrator.tools import make_tools
 
 KEY = "canary-0a1b2c3d4e"

@@ -13,13 +13,13 @@ from fakes import FakeClock, FakeCloud, SilentView, an_order, offer
 from orchestrator import rent
 from orchestrator.errors import NoOffer
 from orchestrator.home import RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.lease import WrongAccount, prices_of
 from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.rent import rented
 from orchestrator.run import drive, go_on
+from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools, Trip
 from providers.base import Account, Instance, InstanceStatus, SSHEndpoint
 

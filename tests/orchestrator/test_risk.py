@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.plan import Candidate, Load, Work, candidate, make_plan
-from orchestrator.risk import AWAY_H, BOOT_FAILS, INTERRUPTIONS_PER_HOUR, RELIABLE_MOST, losses_per_hour
+from orchestrator.pricing.risk import AWAY_H, BOOT_FAILS, INTERRUPTIONS_PER_HOUR, RELIABLE_MOST, losses_per_hour
 from providers.base import Offer, Prices, Requirements
 
 WORK = Work(

@@ -13,11 +13,12 @@ import pytest
 from fakes import PRICES, an_order, down
 from test_watch import PYTHON, World
 
-from orchestrator import commands, guard
+from orchestrator import commands
 from orchestrator.budget import WAY_OUT_S
+from orchestrator.cap.terms import LOOK_S, PAUSE_S, Terms, session_there
 from orchestrator.closing import OverCap, judge
+from orchestrator.machines import guard
 from orchestrator.order import Order
-from orchestrator.terms import LOOK_S, PAUSE_S, Terms, session_there
 from orchestrator.trip import Trip
 from orchestrator.watch import pull, start, watch
 from providers.sandbox.provider import Sandbox

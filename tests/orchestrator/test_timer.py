@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import timer
 from orchestrator.cli import main
 from orchestrator.errors import UsageError
-from orchestrator.timer import (
+from orchestrator.safety import timer
+from orchestrator.safety.timer import (
     Job,
     cron_line,
     install,

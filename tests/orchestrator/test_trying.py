@@ -15,19 +15,19 @@ from fakes import PRICES, FakeClock, FakeCloud, FakeShell, Meter, SilentView, an
 from orchestrator import outside, rent
 from orchestrator.budget import GIB
 from orchestrator.errors import MachineFailed, NoOffer
-from orchestrator.guarding import GuardUnproven
 from orchestrator.home import RunFolder
-from orchestrator.interrupts import Interrupts
 from orchestrator.lifecycle import Signal
+from orchestrator.machines.guarding import GuardUnproven
+from orchestrator.machines.memory import FORGOTTEN_AFTER, POOL_FORGOTTEN_AFTER, Fault
+from orchestrator.machines.trying import CREATES, TRIES, WASTED_S, WASTED_SHARE
 from orchestrator.market import market as market_for
-from orchestrator.memory import FORGOTTEN_AFTER, POOL_FORGOTTEN_AFTER, Fault
 from orchestrator.plan import make_plan, worst_usd
 from orchestrator.progress import Progress
 from orchestrator.rent import OwnMachineUnfit, rented
 from orchestrator.run import go_on
+from orchestrator.safety.interrupts import Interrupts
 from orchestrator.shell import Completed, LinkDown
 from orchestrator.trip import Tools, Trip
-from orchestrator.trying import CREATES, TRIES, WASTED_S, WASTED_SHARE
 from providers.base import Instance, InstanceStatus, Offer, Prices, Requirements, SSHEndpoint
 from providers.errors import NoCapacity
 

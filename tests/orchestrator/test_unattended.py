@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from fakes import FakeClock
 
-from orchestrator import cli, home, unattended
+from orchestrator import cli, home
 from orchestrator.cli import main
 from orchestrator.home import Home, RunFolder
 from orchestrator.lifecycle import Signal
-from orchestrator.unattended import SETTLED, Watch, open_runs
+from orchestrator.safety import unattended
+from orchestrator.safety.unattended import SETTLED, Watch, open_runs
 
 ROOT = Path(__file__).parents[2]
 LEASE = {
@@ -267,7 +268,7 @@ def test_the_look_imports_no_cloud_where_nothing_is_lost(place: Home, clock: Fak
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ, check=False)
     modules = set(answer.stderr.rpartition("MODULES ")[2].split())
-    assert "orchestrator.unattended" in modules
+    assert "orchestrator.safety.unattended" in modules
     assert {"httpx", "paramiko", "torch", "filelock"} & modules == set()
 
 

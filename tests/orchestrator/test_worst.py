@@ -11,7 +11,7 @@ from fakes import PRICES, FakeClock, FakeCloud, down, offer
 
 from orchestrator.errors import NoOffer
 from orchestrator.lease import PATIENCE_S
-from orchestrator.worst import OVER_S, account_of, guardable, worst_case
+from orchestrator.pricing.worst import OVER_S, account_of, guardable, worst_case
 from providers.base import Account, Prices, SelfDestroy
 
 CAP = Decimal(5)

@@ -6,7 +6,7 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from orchestrator.interrupts import Interrupts
+from orchestrator.safety.interrupts import Interrupts
 
 ENDLESS = 10_000
 """Effects of one process; more is a loop without end."""

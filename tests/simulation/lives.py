@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator import outside, run
 from orchestrator.errors import LorryError
-from orchestrator.reconcile import LABEL
 from orchestrator.report.receipt import unwatched
+from orchestrator.safety.reconcile import LABEL
 from orchestrator.trip import Tools
 from providers.errors import ProviderError
 from providers.wrappers import Retrying

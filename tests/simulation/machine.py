@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.guard import CLAIM_S, GRACE_S
+from orchestrator.machines.guard import CLAIM_S, GRACE_S
 from providers.base import Instance, InstanceStatus, Offer, Prices, SSHEndpoint
 from templates import guard
 

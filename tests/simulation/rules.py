@@ -169,7 +169,7 @@ RULES: dict[str, Rule] = {
     ),
     "price-again": Rule(
         "the price is read again while a machine trains",
-        "orchestrator.terms",
+        "orchestrator.cap.terms",
         (("(LOOK_S if self._price() else PAUSE_S)", "(LOOK_S if not self._look_at else inf)"),),
     ),
     "cap-by-client": Rule(

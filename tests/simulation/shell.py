@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.guard import FOLDER
+from orchestrator.machines.guard import FOLDER
 from orchestrator.shell import CommandFailed, LinkDown, LocalTrouble
 
 from .work import Work

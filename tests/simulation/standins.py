@@ -12,11 +12,12 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator import closing, fetch, home, lease, ledger, onward, outside, rent, run, trip, watch
+from orchestrator import closing, fetch, home, lease, ledger, outside, rent, run, trip, watch
 from orchestrator.errors import NoOffer, OverBudget
-from orchestrator.inspecting import Unfit
 from orchestrator.ledger import Book
 from orchestrator.lifecycle import Phase, Signal
+from orchestrator.machines import onward
+from orchestrator.machines.inspecting import Unfit
 from orchestrator.order import Order, rest_of
 from orchestrator.plan import Load, Plan, Work, make_plan
 from orchestrator.trip import Tools

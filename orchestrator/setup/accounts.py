@@ -12,14 +12,14 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 
 import providers
+from orchestrator.ledger import Book
+from orchestrator.safety.reconcile import LABEL, Verdict, verdict
 from providers.base import Account, Instance, Provider
 from providers.errors import AuthError, NoKey, ProviderError, Unavailable
 from providers.keys import ApiKey
 
 from .credentials import KeyStore
 from .doctor import Check, ok, trouble, warning
-from .ledger import Book
-from .reconcile import LABEL, Verdict, verdict
 
 LITTLE_USD = Decimal(1)
 """Clouds want an hour of a machine's price in advance."""

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from orchestrator.budget import show_usd, spent_usd, time_usd
+from orchestrator.errors import MachineFailed
+from orchestrator.lease import Lease, prices_of, usage_of
+from orchestrator.ledger import Attempt
+from orchestrator.lifecycle import Phase, Signal
+from orchestrator.plan import Candidate, is_own, worst_usd
+from orchestrator.trip import Trip
 from providers.base import Offer
 
-from .budget import show_usd, spent_usd, time_usd
-from .errors import MachineFailed
-from .lease import Lease, prices_of, usage_of
-from .ledger import Attempt
-from .lifecycle import Phase, Signal
 from .memory import FORGOTTEN_AFTER, POOL_FORGOTTEN_AFTER, Bad, Fault
-from .plan import Candidate, is_own, worst_usd
-from .trip import Trip
 
 TRIES = 5
 """Machines that are tried before the run gives up; each one is paid for while it boots."""

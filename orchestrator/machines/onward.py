@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+from orchestrator.budget import show_usd
+from orchestrator.closing import judge
+from orchestrator.errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
+from orchestrator.market import market
+from orchestrator.plan import Candidate, Load, Plan
+from orchestrator.rent import OVER, Machine
+from orchestrator.trip import Trip
+from orchestrator.view import duration
 from providers.base import InstanceStatus
 from providers.errors import ProviderError
 
-from .budget import show_usd
-from .closing import judge
-from .errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
-from .market import market
-from .plan import Candidate, Load, Plan
 from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, does_going_on_pay, given_up, patience_s, steps_at_home
-from .rent import OVER, Machine
-from .trip import Trip
-from .view import duration
 
 ASK_S = 2.0
 LOOKS = 3

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from decimal import Decimal
 
+from orchestrator.budget import CENT, rounded_up, show_usd, time_usd
+from orchestrator.errors import NoOffer
+from orchestrator.lease import PATIENCE_S
+from orchestrator.plan import Candidate
+from orchestrator.trip import Tools
 from providers.base import Account, Offer, Provider
 from providers.errors import ProviderError
-
-from .budget import CENT, rounded_up, show_usd, time_usd
-from .errors import NoOffer
-from .lease import PATIENCE_S
-from .plan import Candidate
-from .trip import Tools
 
 OVER_S = PATIENCE_S
 """Beyond the cap: for so long a client goes on destroying before it calls out, and the guard on the machine asks its cloud every few

@@ -9,15 +9,15 @@ from decimal import Decimal
 from typing import Any
 
 import providers
+from orchestrator.errors import UsageError
+from orchestrator.plan import why_not
+from orchestrator.setup.accounts import wanting_keys, with_keys
+from orchestrator.setup.credentials import KeyStore
+from orchestrator.trip import Tools
 from providers.base import Offer, Requirements
 from providers.errors import ProviderError
 
-from .accounts import wanting_keys, with_keys
-from .credentials import KeyStore
-from .errors import UsageError
 from .gpus import GPUS
-from .plan import why_not
-from .trip import Tools
 
 OWN = "ssh"
 """Machines of yours cost nothing and need no key: they are asked when nobody is named; without any they say nothing."""

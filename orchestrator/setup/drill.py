@@ -11,24 +11,25 @@ from decimal import Decimal
 from typing import Any
 
 import providers
+from orchestrator import commands
+from orchestrator.closing import close
+from orchestrator.errors import LorryError, MachineFailed, NoOffer, OverBudget, UsageError, outcome_of
+from orchestrator.file.keys import DEFAULT_IMAGE
+from orchestrator.home import RunFolder
+from orchestrator.machines import guard
+from orchestrator.market import offers
+from orchestrator.order import Order, write_order
+from orchestrator.plan import Load, Plan, Work, make_plan, worst_usd
+from orchestrator.rent import Machine, rented
+from orchestrator.report.receipt import progress_of
+from orchestrator.run import open_books
+from orchestrator.shell import KeyFiles, Shell
+from orchestrator.trip import Tools, Trip
 from providers.base import Account, InstanceStatus, Provider, Requirements
 from providers.errors import ProviderError
 
-from . import commands, guard
-from .closing import close
 from .doctor import Health
-from .errors import LorryError, MachineFailed, NoOffer, OverBudget, UsageError, outcome_of
-from .home import RunFolder
-from .keys import DEFAULT_IMAGE
-from .market import offers
-from .order import Order, write_order
-from .plan import Load, Plan, Work, make_plan, worst_usd
-from .rent import Machine, rented
-from .report.receipt import progress_of
-from .run import open_books
-from .shell import KeyFiles, Shell
 from .steps import Seen, Step, in_order
-from .trip import Tools, Trip
 
 DISK_GIB = 20
 """For the image; a drill sends nothing."""
@@ -213,7 +214,7 @@ def _billed(provider: Provider, ids: list[str]) -> Decimal | None:
 def _document(
     name: str, receipt: dict[str, Any], steps: list[Step], err: LorryError | ProviderError | None, now: datetime
 ) -> dict[str, Any]:
-    from .tools import version
+    from orchestrator.tools import version
 
     ended = outcome_of(err)
     code = 10 if receipt["exit_code"] == 10 else ended["exit_code"]

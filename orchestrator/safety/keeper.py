@@ -1,6 +1,6 @@
 """The keeper of a run: a small process of its own that outlives the terminal and takes the run up when the lorry that drives it has died.
 
-    python -m orchestrator.keeper FOLDER     started by `lorry run` and its kin, one a run
+    python -m orchestrator.safety.keeper FOLDER     started by `lorry run` and its kin, one a run
 
 It reads its standard input to the end: the other end of that pipe is held by the lorry that started it, however that one ends. Then it
 looks at the run's lock and book. A run that is not closed and that nobody drives is taken up by a `lorry attach` of its own, which holds
@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import console
-from .clock import Clock, SystemClock
-from .errors import MayStillBill
-from .home import Busy, RunFolder
-from .ledger import Book
+from orchestrator import console
+from orchestrator.clock import Clock, SystemClock
+from orchestrator.errors import MayStillBill
+from orchestrator.home import Busy, RunFolder
+from orchestrator.ledger import Book
 
 VARIABLE = "LORRY_KEEPER"
 LOG = "lorry.log"
@@ -35,7 +35,7 @@ LONG_LIFE_S = 900.0
 """A life that lasted so long was no crash at the start: its successor begins with the short pauses again."""
 START_S = 20.0
 """Until a keeper holds its lock; a slow laptop needs a second."""
-PACKAGES = Path(__file__).parents[1]
+PACKAGES = Path(__file__).parents[2]
 
 
 def is_wanted() -> bool:
@@ -59,7 +59,7 @@ def kept(folder: RunFolder, *, wanted: bool = True) -> Iterator[None]:
 def start(folder: RunFolder, *, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes] | None:
     """Start a keeper. Without a pipe it looks at the run at once. None, with a word, where no process can be started."""
     try:
-        return detached([sys.executable, "-P", "-m", "orchestrator.keeper", str(folder.path)], folder, stdin=stdin)
+        return detached([sys.executable, "-P", "-m", "orchestrator.safety.keeper", str(folder.path)], folder, stdin=stdin)
     except OSError as err:
         console.warn(f"no keeper could be started ({err.strerror}): should this lorry die, the next command takes run {folder.id} up")
         return None

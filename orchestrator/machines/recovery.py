@@ -11,9 +11,9 @@ from decimal import Decimal
 from enum import Enum, auto
 from math import sqrt
 
-from .budget import show_usd
-from .ledger import Entry
-from .lifecycle import Signal
+from orchestrator.budget import show_usd
+from orchestrator.ledger import Entry
+from orchestrator.lifecycle import Signal
 
 FRUITLESS = 3
 """Machines in a row that were lost before anything new was at home: by then it is hardly the machines."""

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import console, keeper
-from .errors import MayStillBill
-from .home import Home, RunFolder, write_atomically
-from .ledger import Book
+from orchestrator import console
+from orchestrator.errors import MayStillBill
+from orchestrator.home import Home, RunFolder, write_atomically
+from orchestrator.ledger import Book
+
+from . import keeper
 from .reconcile import banner
 
 SETTLED = "settled.json"

@@ -137,6 +137,8 @@ def _expected(annotation: Any) -> tuple[str, bool]:
         return _expected(arguments[0])
     if origin is tuple:
         return _expected(arguments[0])[0], True
+    if origin is dict:
+        return "a table", False
     if origin is Literal or annotation is Path:
         return "text", False
     return next(words for kind, words in _KINDS if issubclass(Decimal if annotation is float else annotation, kind)), False

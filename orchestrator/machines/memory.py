@@ -153,7 +153,7 @@ class Memory:
             return
         from filelock import Timeout
 
-        from .home import write_atomically
+        from orchestrator.home import write_atomically
 
         with contextlib.suppress(OSError, Timeout), self._alone(self._path):
             kept = change(self._read())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from .errors import UsageError
+from orchestrator.errors import UsageError
 
 NAME = "lorry-reap"
 EVERY_MIN = 10

@@ -14,20 +14,21 @@ from math import ceil, inf
 
 from pydantic import ValidationError
 
+from orchestrator import commands
+from orchestrator.budget import WAY_OUT_S, rounded_up, show_usd, time_usd
+from orchestrator.errors import IntegrityError
+from orchestrator.lifecycle import Signal
+from orchestrator.machines import guarding
+from orchestrator.machines.recovery import steps_at_home
+from orchestrator.order import rest_of
+from orchestrator.plan import estimate
+from orchestrator.rent import Machine
+from orchestrator.trip import Trip
 from providers.base import Offer
 from providers.errors import ProviderError
 from trainer.protocol import Session
 
-from . import commands, guarding
-from .budget import WAY_OUT_S, rounded_up, show_usd, time_usd
-from .errors import IntegrityError
-from .lifecycle import Signal
-from .order import rest_of
 from .pace import Stopwatch, Work, left_out, seconds_left
-from .plan import estimate
-from .recovery import steps_at_home
-from .rent import Machine
-from .trip import Trip
 
 LOOK_S, PAUSE_S = 60.0, 300.0
 """How often the price is read, and how long a cloud that does not answer is left alone."""

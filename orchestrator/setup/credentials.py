@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from orchestrator.errors import LorryError
+from orchestrator.home import write_atomically
 from providers.errors import AuthError
-
-from .errors import LorryError
-from .home import write_atomically
 
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend

@@ -6,17 +6,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import templates
+from orchestrator import commands
+from orchestrator.budget import WAY_OUT_S
+from orchestrator.errors import MachineFailed
+from orchestrator.lifecycle import Phase
+from orchestrator.trip import Trip
+from orchestrator.view import duration
 from providers.base import Provider
 
-from . import commands, guard
-from .budget import WAY_OUT_S
-from .errors import MachineFailed
-from .lifecycle import Phase
-from .trip import Trip
-from .view import duration
+from . import guard
 
 if TYPE_CHECKING:
-    from .rent import Machine
+    from orchestrator.rent import Machine
 
 PROOF_S = 60.0
 """A guard beats every few seconds and asks its cloud once; twice that is slow, this is dead."""

@@ -13,9 +13,8 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
 
+from orchestrator.ledger import Attempt, Book
 from providers.base import SelfDestroy
-
-from .ledger import Attempt, Book
 
 LABEL = "lorry-"
 """Every label of ours begins so; nothing else is ever touched by `lorry reap`."""

@@ -17,11 +17,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from .budget import GIB
-from .errors import UsageError
-from .home import Home
-from .timer import timer_state
-from .unattended import open_runs
+from orchestrator.budget import GIB
+from orchestrator.errors import UsageError
+from orchestrator.home import Home
+from orchestrator.safety.timer import timer_state
+from orchestrator.safety.unattended import open_runs
+
 from .versions import flaws_of, version_in
 
 ROOM_GIB, LITTLE_ROOM_GIB = 0.5, 5.0

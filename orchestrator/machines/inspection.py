@@ -14,10 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from orchestrator.budget import GIB
+from orchestrator.plan import Load, estimate, vram_bytes
 from providers.base import Offer
-
-from .budget import GIB
-from .plan import Load, estimate, vram_bytes
 
 MARK = b"@lorry "
 """The line of the answer that counts begins so: some images greet whoever logs in."""

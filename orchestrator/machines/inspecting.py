@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import templates
+from orchestrator import commands
+from orchestrator.errors import MachineFailed
+from orchestrator.lifecycle import Phase
+from orchestrator.plan import is_own
+from orchestrator.shell import Shell
+from orchestrator.trip import Trip
 from providers.base import Offer
 
-from . import commands
-from .errors import MachineFailed
 from .inspection import Line, Told, cuda_of, hardware_wrong, line_wrong, read
-from .lifecycle import Phase
-from .plan import is_own
-from .shell import Shell
-from .trip import Trip
 
 if TYPE_CHECKING:
-    from .rent import Machine
+    from orchestrator.rent import Machine
 
 PATIENCE_S = 90.0
 """The inspector ends itself after 60 s; the rest is for a Python that is slow to start."""

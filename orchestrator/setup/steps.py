@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from orchestrator.clock import Clock
+from orchestrator.errors import LorryError
+from orchestrator.ledger import Attempt
+from orchestrator.lifecycle import Signal
+from orchestrator.machines.inspection import in_words
+from orchestrator.trip import Trip
 from providers.errors import ProviderError
 
-from .clock import Clock
 from .doctor import Health
-from .errors import LorryError
-from .inspection import in_words
-from .ledger import Attempt
-from .lifecycle import Signal
-from .trip import Trip
 
 
 @dataclass(slots=True, kw_only=True)

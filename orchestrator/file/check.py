@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from orchestrator.config import LoraConfig, RunConfig, finding_at
+from orchestrator.errors import ConfigError, DatasetError, Finding, WithFindings
 from trainer import dataset
 from trainer.base import Base, expect_family, inspect_base
 from trainer.errors import TrainerError
@@ -18,8 +20,6 @@ from trainer.prompts import parse_prompts
 from trainer.protocol import FAMILIES
 
 from .bases import family_by_name
-from .config import LoraConfig, RunConfig, finding_at
-from .errors import ConfigError, DatasetError, Finding, WithFindings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from . import console
-from .errors import Interrupted
+from orchestrator import console
+from orchestrator.errors import Interrupted
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 HANGUP = "SIGHUP"

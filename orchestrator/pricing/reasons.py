@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .budget import show_usd
-from .plan import Candidate, Plan, is_own
+from orchestrator.budget import show_usd
+from orchestrator.plan import Candidate, Plan, is_own
 
 
 def why_first(plan: Plan) -> str:

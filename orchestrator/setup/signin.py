@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import providers
+from orchestrator import console
+from orchestrator.clock import SystemClock
+from orchestrator.errors import UsageError
+from orchestrator.home import Home
+from orchestrator.ledger import Book
+from orchestrator.safety.unattended import open_runs
+from orchestrator.tools import make_tools
 from providers.base import Account
 from providers.errors import AuthError, NoKey, ProviderError
 from providers.keys import ApiKey
 from providers.wrappers import Retrying
 
-from . import accounts, console, doctor
-from .clock import SystemClock
+from . import accounts, doctor
 from .credentials import KeyStore
-from .errors import UsageError
-from .home import Home
-from .ledger import Book
 from .redaction import hide
-from .tools import make_tools
-from .unattended import open_runs
 
 LONGEST_KEY = 4096
 """Characters read from stdin; keys have some dozens."""

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from orchestrator.budget import time_usd, traffic_usd
+from orchestrator.machines.recovery import LIFE_S
 from providers.base import Offer
 
-from .budget import time_usd, traffic_usd
-from .recovery import LIFE_S
-
 if TYPE_CHECKING:
-    from .plan import Load, Range
+    from orchestrator.plan import Load, Range
 
 AWAY_H = 2.0
 """ASSUMED: how long a host is away when it is. No marketplace publishes it."""

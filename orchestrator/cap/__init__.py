@@ -1,0 +1,1 @@
+"""Keeping to the cap while a machine trains: its price, the deadline, the queue that still fits."""

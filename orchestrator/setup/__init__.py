@@ -1,0 +1,1 @@
+"""Keys and accounts, the doctor, and the drill."""
