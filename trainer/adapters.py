@@ -4,9 +4,9 @@ A `Bank` gives every target layer a new `forward`: the base's own, plus up @ dow
 (Hu et al. 2021, arXiv 2106.09685). The layer keeps its name and its place, so that files, pipelines and
 gradient checkpointing see the model they know.
 
-One job's weights are an `Adapter`: per part of the model ONE flat fp32 vector that holds every matrix, each
-starting at a multiple of 256. So the optimizer, the clipping and the cast to the compute dtype are a few
-kernels instead of hundreds, and the 8-bit optimizer's blocks of 256 never span two matrices.
+One job's weights are an `Adapter`: per part of the model ONE flat fp32 vector that holds every matrix (several, where layers learn
+at several rates). So the optimizer, the clipping and the cast to the compute dtype are a few kernels instead of hundreds, and the
+8-bit optimizer's blocks of 256 never span two matrices.
 
 Several adapters share a pass by stacking: A [n, r, in], B [n, out, r], the batch's rows in n equal groups, two
 batched products whatever n is. Smaller ranks are padded with zeros for the pass only: the padded rows add
@@ -18,102 +18,77 @@ Knows nothing of families, optimizers or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 
 from . import streams
+from .layout import ALIGNMENT, Layout, Slot, Target, find_targets, layout
 
-ALIGNMENT = 256
-"""bitsandbytes quantises optimizer states in blocks of 256 values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A layer that gets an adapter."""
-
-    part: str
-    """`unet` or `text_encoder`."""
-    name: str
-    """Module path inside the part."""
-    fan_in: int
-    fan_out: int
-    conv: bool = False
-    """A 1x1 convolution: a linear layer over channels, stored with 4-d shape."""
-    idle: bool = False
-    """Nothing of it reaches the answer, and no gradient comes back; it is there because other programs' files have it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where each matrix lies in a part's flat vector."""
-
-    targets: tuple[Target, ...]
-    rank: int
-    sizes: tuple[int, ...]
-    """Lengths of A, gap, B, gap for each target in turn."""
-
-    @property
-    def total(self) -> int:
-        return sum(self.sizes)
-
-
-def layout(targets: Sequence[Target], rank: int) -> Layout:
-    """Lay out targets in the order of their names."""
-    ordered = tuple(sorted(targets, key=lambda t: t.name))
-    sizes: list[int] = []
-    for target in ordered:
-        for length in (rank * target.fan_in, rank * target.fan_out):
-            sizes += [length, -length % ALIGNMENT]
-    return Layout(ordered, rank, tuple(sizes))
-
-
-def find_targets(part: str, model: nn.Module, wanted: Sequence[str], pattern_inside: type[nn.Module] | None = None) -> list[Target]:
-    """Linear layers and 1x1 convolutions whose path ends in one of `wanted` (all, if empty), inside modules of a type."""
-    roots = [name for name, module in model.named_modules() if pattern_inside is None or isinstance(module, pattern_inside)]
-    found: dict[str, Target] = {}
-    for name, module in model.named_modules():
-        inside = any(root == "" or name.startswith(root + ".") for root in roots)
-        if not inside or (wanted and not any(name == w or name.endswith("." + w) for w in wanted)):
-            continue
-        if isinstance(module, nn.Linear):
-            found[name] = Target(part, name, module.in_features, module.out_features)
-        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1):
-            found[name] = Target(part, name, module.in_channels, module.out_channels, conv=True)
-    return [found[name] for name in sorted(found)]
+__all__ = ["ALIGNMENT", "Adapter", "Bank", "Drop", "Layout", "Slot", "Target", "find_targets"]
 
 
 @dataclass(slots=True)
 class Adapter:
     """One job's weights: a flat fp32 parameter per trained part."""
 
-    rank: int
-    scale: float
     layouts: dict[str, Layout]
+    """Part -> where its matrices lie."""
     flat: dict[str, nn.Parameter]
-    places: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    """Part and larger rank -> where each value lies at that rank."""
+    """Vectors by the names that the layouts give them: the part's own, unless layers of it learn at other rates."""
+    places: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    """Part and larger ranks -> where each value lies at those ranks."""
     mean: dict[str, Tensor] = field(default_factory=dict)
     """Running mean of the weights, where the job wants one."""
+    outcome: Callable[[], dict[str, Tensor]] | None = None
+    """The weights that the optimizer would give now, where those it trains on are others (schedule-free rules)."""
 
     @classmethod
     def create(cls, targets: Sequence[Target], rank: int, scale: float, seed: int, device: torch.device) -> Adapter:
+        """Fresh weights, every layer at one rank and scale."""
+        return cls.of([Slot(target, rank, scale) for target in targets], seed, device)
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], seed: int, device: torch.device, *, up_rate: float = 1.0) -> Adapter:
         """Fresh weights: A as kaiming_uniform(a=sqrt 5), that is uniform within 1/sqrt(fan_in), from the job's own stream; B zero."""
-        layouts = {part: layout([t for t in targets if t.part == part], rank) for part in sorted({t.part for t in targets})}
+        parts = sorted({slot.target.part for slot in slots})
+        layouts = {part: layout(part, [slot for slot in slots if slot.target.part == part], up_rate) for part in parts}
         flat = {}
         for part, lay in layouts.items():
-            values = torch.zeros(lay.total)
-            pieces = _split(values, lay.sizes)
+            vectors = {group: torch.zeros(total) for group, total in lay.totals().items()}
             generator = streams.generator(seed, f"init.{part}")
-            for index, target in enumerate(lay.targets):
-                bound = 1.0 / math.sqrt(target.fan_in)
-                pieces[4 * index].uniform_(-bound, bound, generator=generator)
-            flat[part] = nn.Parameter(values.to(device))
-        return cls(rank, scale, layouts, flat)
+            for slot, down, _ in lay.pieces(vectors):
+                bound = 1.0 / math.sqrt(slot.target.width)
+                down.uniform_(-bound, bound, generator=generator)
+            flat |= {group: nn.Parameter(values.to(device)) for group, values in vectors.items()}
+        return cls(layouts, flat)
+
+    @property
+    def scale(self) -> float:
+        """The scale of all layers, where they have one."""
+        (scale,) = {slot.scale for lay in self.layouts.values() for slot in lay.slots}
+        return scale
+
+    @property
+    def rank(self) -> int:
+        """The rank of all layers, where they have one."""
+        (rank,) = {rank for lay in self.layouts.values() for rank in lay.ranks}
+        return rank
+
+    def rescale(self, scales: Mapping[tuple[str, str], float]) -> None:
+        """Give layers, by part and name, other scales."""
+        for part, lay in self.layouts.items():
+            slots = tuple(replace(slot, scale=scales[part, slot.target.name]) for slot in lay.slots)
+            self.layouts[part] = replace(lay, slots=slots)
+
+    def rates(self, of_part: Mapping[str, float]) -> dict[str, float]:
+        """Vector -> learning rate, from the rates of the parts."""
+        return {group: of_part[part] * rate for part, lay in self.layouts.items() for group, rate in lay.rates.items()}
 
     def follow(self, decay: float, step: int) -> None:
         """Let the running mean follow after update `step` (from 0): slower and slower up to `decay`, as diffusers' EMAModel does."""
@@ -125,37 +100,84 @@ class Adapter:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the weights are their running mean, if there is one."""
+        """Inside, the weights are those to use: their running mean, or what the optimizer would give, if there is either."""
         kept = {part: flat.data for part, flat in self.flat.items()}
+        means = self.mean or (self.outcome() if self.outcome else {})
         try:
-            for part, mean in self.mean.items():
+            for part, mean in means.items():
                 self.flat[part].data = mean
             yield
         finally:
             for part, flat in self.flat.items():
                 flat.data = kept[part]
 
+    def weights(self, part: str) -> Iterator[tuple[Slot, Tensor, Tensor]]:
+        """Each layer with its A [r, width] and B [out, r], as views."""
+        return self.layouts[part].pieces({group: flat.detach() for group, flat in self.flat.items()})
+
     def matrices(self, part: str) -> Iterator[tuple[Target, Tensor, Tensor]]:
-        """Each target with its A [r, in] and B [out, r], as views."""
-        lay = self.layouts[part]
-        pieces = _split(self.flat[part].detach(), lay.sizes)
-        for index, target in enumerate(lay.targets):
-            yield target, pieces[4 * index].view(self.rank, target.fan_in), pieces[4 * index + 2].view(target.fan_out, self.rank)
+        """Each target with its A [r, width] and B [out, r], as views."""
+        return ((slot.target, down, up) for slot, down, up in self.weights(part))
 
     def gradients(self, part: str) -> Iterator[tuple[Target, Tensor, Tensor]]:
         """Like `matrices`, of the gradient."""
-        lay, grad = self.layouts[part], self.flat[part].grad
-        pieces = _split(torch.zeros_like(self.flat[part]) if grad is None else grad, lay.sizes)
-        for index, target in enumerate(lay.targets):
-            yield target, pieces[4 * index].view(self.rank, target.fan_in), pieces[4 * index + 2].view(target.fan_out, self.rank)
+        grads = {group: torch.zeros_like(flat) if flat.grad is None else flat.grad for group, flat in self.flat.items()}
+        return ((slot.target, down, up) for slot, down, up in self.layouts[part].pieces(grads))
+
+    def pieces(self, vector: str, *, gradient: bool = False) -> Iterator[Tensor]:
+        """The matrices that lie in a vector, as views; or their gradients."""
+        flats = {group: flat.grad if gradient and flat.grad is not None else flat.detach() for group, flat in self.flat.items()}
+        for lay in self.layouts.values():
+            for (_, *pair), groups in zip(lay.pieces(flats) if vector in lay.sizes else (), lay.groups, strict=False):
+                yield from (piece for piece, group in zip(pair, groups, strict=True) if group == vector)
 
     def count(self) -> int:
         """Number of trained weights, gaps not counted."""
-        return sum(self.rank * (t.fan_in + t.fan_out) for lay in self.layouts.values() for t in lay.targets)
+        slots = (slot for lay in self.layouts.values() for slot in lay.slots)
+        return sum(slot.rank * (slot.target.width + slot.target.fan_out) for slot in slots)
 
 
-Pair = tuple[Tensor, Tensor]
-"""A and B as the layer uses them: 2-d for one adapter, 3-d for several."""
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """What of one job's adapter is left out in one pass, drawn by address: gradient checkpointing draws the same again."""
+
+    element: float
+    """Share of the values between A and B."""
+    rank: float
+    """Share of each sample's ranks."""
+    module: float
+    """Share of the layers."""
+    seed: int
+    counters: tuple[int, ...]
+    """Step and first row of the pass."""
+
+    def mask(self, index: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
+        """What the values [b, cells, r] of the layer with this number are multiplied by. Kept values grow, as kohya has it; layers do not."""
+        dice = torch.Generator(like.device).manual_seed(streams.key(self.seed, "drop", *self.counters, index))
+
+        def kept(share: float, *size: int) -> Tensor:
+            return (torch.rand(size, generator=dice, device=like.device) >= share).to(like.dtype)
+
+        mask = kept(self.module, 1, 1, 1).expand(shape)
+        if self.element > 0:
+            mask = mask * kept(self.element, *shape) / (1.0 - self.element)
+        if self.rank > 0:
+            mask = mask * kept(self.rank, shape[0], 1, shape[2]) / (1.0 - self.rank)
+        return mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """What a layer adds in the pass under way."""
+
+    index: int
+    down: Tensor
+    """[r, width], of several adapters [n, r, width]."""
+    up: Tensor
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    column: Tensor | None
+    """The scales of several adapters [n, 1, 1]."""
 
 
 @dataclass(slots=True)
@@ -163,9 +185,8 @@ class Bank:
     """The adapted layers of one base, and which adapters the next pass uses."""
 
     targets: dict[str, list[Target]] = field(default_factory=dict)
-    _live: dict[tuple[str, str], Pair] = field(default_factory=dict)
-    _scales: tuple[float, ...] = ()
-    _scale_column: Tensor | None = None
+    _live: dict[tuple[str, str], _Live] = field(default_factory=dict)
+    _drops: tuple[Drop | None, ...] = ()
     _layers: list[nn.Module] = field(default_factory=list)
 
     def attach(self, part: str, model: nn.Module, targets: Sequence[Target]) -> None:
@@ -175,7 +196,7 @@ class Bank:
         for target in targets:
             layer = modules[target.name]
             # The layer keeps its class and its name; only this instance's forward changes (as kohya does it).
-            layer.forward = self._forward_of((part, target.name), layer, conv=target.conv)
+            layer.forward = _Forward(self, target, layer)
             self._layers.append(layer)
 
     def detach(self) -> None:
@@ -186,108 +207,138 @@ class Bank:
         self.targets.clear()
 
     @contextmanager
-    def use(self, adapters: Sequence[Adapter], dtype: torch.dtype) -> Iterator[None]:
+    def use(self, adapters: Sequence[Adapter], dtype: torch.dtype, drops: Sequence[Drop | None] = ()) -> Iterator[None]:
         """Inside, every pass carries these adapters, its rows in as many equal groups, in this order. None: the base alone."""
         assert not self._live, "a bank is used by one pass at a time"
         try:
             if adapters:
                 self._prepare(adapters, dtype)
+            self._drops = tuple(drops) if any(drops) else ()
             yield
         finally:
             self._live.clear()
-            self._scales, self._scale_column = (), None
+            self._drops = ()
 
     def _prepare(self, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
-        self._scales = tuple(a.scale for a in adapters)
-        rank = max(a.rank for a in adapters)
-        if len(adapters) > 1:
-            first = next(iter(adapters[0].flat.values()))
-            self._scale_column = torch.tensor(self._scales, device=first.device, dtype=dtype).view(-1, 1, 1)
-        for part in adapters[0].layouts:
-            lay = next(a.layouts[part] for a in adapters if a.rank == rank)
-            lead = () if len(adapters) == 1 else (len(adapters),)
+        for part, own in adapters[0].layouts.items():
+            lays = [adapter.layouts[part] for adapter in adapters]
+            columns = None
             if len(adapters) == 1:
-                stacked = adapters[0].flat[part].to(dtype)
+                flat = adapters[0].flat
+                pieces = own.pieces({group: flat[group].to(dtype) for group in own.sizes})
             else:
-                stacked = torch.stack([_padded(a, part, lay).to(dtype) for a in adapters])
-            pieces = _split(stacked, lay.sizes)
-            for index, target in enumerate(lay.targets):
-                down = pieces[4 * index].view(*lead, rank, target.fan_in)
-                up = pieces[4 * index + 2].view(*lead, target.fan_out, rank)
-                self._live[part, target.name] = (down, up)
+                wide = _widest(part, lays)
+                pieces = wide.pieces({part: torch.stack([_padded(adapter, part, wide).to(dtype) for adapter in adapters])})
+                table = [[slot.scale for slot in lay.slots] for lay in lays]
+                device = next(iter(adapters[0].flat.values())).device
+                columns = torch.tensor(table, device=device, dtype=dtype).T[:, :, None, None]  # [layers, n, 1, 1]
+            for index, (slot, down, up) in enumerate(pieces):
+                slots = [lay.slots[index] for lay in lays]
+                live = _Live(
+                    index=index,
+                    down=down,
+                    up=up,
+                    ranks=tuple(one.rank for one in slots),
+                    scales=tuple(one.scale for one in slots),
+                    column=None if columns is None else columns[index],
+                )
+                self._live[part, slot.target.name] = live
 
-    def _forward_of(self, key: tuple[str, str], layer: nn.Module, *, conv: bool) -> _Forward:
-        return _Forward(self, key, layer.forward, conv=conv)
-
-    def delta(self, key: tuple[str, str], x: Tensor, base: Tensor, *, conv: bool) -> Tensor:
+    def delta(self, target: Target, layer: Any, x: Tensor, base: Tensor) -> Tensor:
         """The base's output plus the adapters'."""
-        pair = self._live.get(key)
-        if pair is None:
+        live = self._live.get((target.part, target.name))
+        if live is None:
             return base
-        down, up = pair
-        if len(self._scales) == 1:
-            scale = self._scales[0]
-            if conv:
-                low = F.conv2d(x, down[:, :, None, None])  # [b, r, h, w]
-                return torch.add(base, F.conv2d(low, up[:, :, None, None]), alpha=scale)
-            return torch.add(base, F.linear(F.linear(x, down), up), alpha=scale)  # [b, ..., out]
-        return base + self._grouped(x, down, up, conv=conv)
+        if live.column is None:
+            return torch.add(base, self._alone(live, target, layer, x), alpha=live.scales[0])
+        return base + self._grouped(live, target, layer, x)
 
-    def _grouped(self, x: Tensor, down: Tensor, up: Tensor, *, conv: bool) -> Tensor:
-        groups, _, fan_in = down.shape
-        cells = x.flatten(2).transpose(1, 2) if conv else x  # [n*b, ..., in]
-        rows = cells.reshape(groups, -1, *cells.shape[1:])  # [n, b, ..., in]
-        lead = rows.shape[:-1]
-        low = torch.bmm(rows.reshape(groups, -1, fan_in), down.transpose(1, 2))  # [n, b*t, r]
-        assert self._scale_column is not None
-        high = torch.bmm(low, up.transpose(1, 2)) * self._scale_column  # [n, b*t, out]
-        high = high.view(*lead, -1).flatten(0, 1)  # [n*b, ..., out]
-        return high.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:]) if conv else high
+    def _alone(self, live: _Live, target: Target, layer: Any, x: Tensor) -> Tensor:
+        if not target.conv:
+            low = F.linear(x, live.down)  # [b, ..., r]
+            if self._drops:
+                low = (low.reshape(len(x), -1, low.shape[-1]) * self._mask(live, len(x), low.numel() // len(x) // low.shape[-1], low)).view_as(low)
+            return F.linear(low, live.up)  # [b, ..., out]
+        low = _conv(x, live.down.view(target.shapes(live.ranks[0])[0]), layer)  # [b, r, h, w]
+        if self._drops:
+            mask = self._mask(live, len(x), low.shape[2] * low.shape[3], low)  # [b, h*w, r]
+            low = low * mask.transpose(1, 2).reshape(low.shape)
+        return F.conv2d(low, live.up[:, :, None, None])  # [b, out, h, w]
+
+    def _grouped(self, live: _Live, target: Target, layer: Any, x: Tensor) -> Tensor:
+        groups, rank, _ = live.down.shape
+        each = len(x) // groups
+        if target.wide:
+            beside = x.view(groups, each, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # [b, n*c, h, w]
+            kernels = live.down.reshape(groups * rank, target.fan_in, *target.kernel)
+            low = _conv(beside, kernels, layer, groups=groups)  # [b, n*r, h, w]
+            place = low.shape[2:]
+            low = low.view(each, groups, rank, -1).permute(1, 0, 3, 2).reshape(groups, -1, rank)  # [n, b*h*w, r]
+        else:
+            cells = x.flatten(2).transpose(1, 2) if target.conv else x  # [n*b, ..., in]
+            place = x.shape[2:] if target.conv else cells.shape[1:-1]
+            low = torch.bmm(cells.reshape(groups, -1, cells.shape[-1]), live.down.transpose(1, 2))  # [n, b*t, r]
+        if self._drops:
+            low = low * self._mask(live, each, low.shape[1] // each, low).view_as(low)
+        high = torch.bmm(low, live.up.transpose(1, 2)) * live.column  # [n, b*t, out]
+        high = high.view(len(x), -1, high.shape[-1])
+        return high.transpose(1, 2).reshape(len(x), -1, *place) if target.conv else high.view(len(x), *place, -1)
+
+    def _mask(self, live: _Live, rows: int, cells: int, like: Tensor) -> Tensor:
+        """For the values between A and B, [n*b, cells, r]: each adapter's own, whoever else is in the pass."""
+        rank = live.down.shape[-2]
+        masks = []
+        for drop, own in zip(self._drops, live.ranks, strict=True):
+            mask = like.new_ones(rows, cells, own) if drop is None else drop.mask(live.index, (rows, cells, own), like)
+            masks.append(F.pad(mask, (0, rank - own)))
+        return torch.cat(masks)
 
 
 class _Forward:
     """A layer's forward with the bank's share added."""
 
-    __slots__ = ("bank", "base", "conv", "key")
+    __slots__ = ("bank", "base", "layer", "target")
 
-    def __init__(self, bank: Bank, key: tuple[str, str], base: object, *, conv: bool) -> None:
-        self.bank, self.key, self.base, self.conv = bank, key, base, conv
+    def __init__(self, bank: Bank, target: Target, layer: Any) -> None:
+        self.bank, self.target, self.layer, self.base = bank, target, layer, layer.forward
 
     def __call__(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        assert callable(self.base)
         out: Tensor = self.base(x, *args, **kwargs)
-        return self.bank.delta(self.key, x, out, conv=self.conv)
+        return self.bank.delta(self.target, self.layer, x, out)
 
 
-def _split(values: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Views of consecutive lengths; their gradients come back in one concatenation."""
-    return torch.split_with_sizes(values, sizes, dim=-1)
+def _conv(x: Tensor, kernels: Tensor, layer: Any, groups: int = 1) -> Tensor:
+    """A convolution with the layer's own stride and padding."""
+    return F.conv2d(x, kernels, None, layer.stride, layer.padding, layer.dilation, groups)
+
+
+def _widest(part: str, lays: Sequence[Layout]) -> Layout:
+    """A layout in one vector that has room for each of these."""
+    ranks = [max(column) for column in zip(*(lay.ranks for lay in lays), strict=True)]
+    return layout(part, [replace(slot, rank=rank, rate=1.0) for slot, rank in zip(lays[0].slots, ranks, strict=True)])
 
 
 def _padded(adapter: Adapter, part: str, wide: Layout) -> Tensor:
-    """The flat vector as it would lie at a larger rank, zeros in the new places. One gather, not one copy a layer."""
+    """The vector as it would lie in a wider layout, zeros in the new places. One gather, not one copy a layer."""
     own = adapter.layouts[part]
-    flat = adapter.flat[part]
-    if own.rank == wide.rank:
-        return flat
-    key = (part, wide.rank)
+    if own.sizes == wide.sizes:
+        return adapter.flat[part]
+    key = (part, wide.ranks)
+    flats = [adapter.flat[group] for group in own.sizes]
     if key not in adapter.places:
-        adapter.places[key] = _places(own, wide).to(flat.device)
-    return torch.cat([flat, flat.new_zeros(1)])[adapter.places[key]]
+        adapter.places[key] = _places(own, wide, part).to(flats[0].device)
+    return torch.cat([*flats, flats[0].new_zeros(1)])[adapter.places[key]]
 
 
-def _places(own: Layout, wide: Layout) -> Tensor:
-    """For every place of the wide layout its place in the narrow one, or the zero at its end."""
-    places = torch.full((wide.total,), own.total)
-    to, start = 0, 0
-    for index, target in enumerate(own.targets):
-        r, wide_r = own.rank, wide.rank
-        down = torch.arange(r * target.fan_in) + start
-        places[to : to + r * target.fan_in] = down
-        start += sum(own.sizes[4 * index : 4 * index + 2])
-        to += sum(wide.sizes[4 * index : 4 * index + 2])
-        up = (torch.arange(target.fan_out * r) + start).view(target.fan_out, r)
-        places[to : to + target.fan_out * wide_r].view(target.fan_out, wide_r)[:, :r] = up
-        start += sum(own.sizes[4 * index + 2 : 4 * index + 4])
-        to += sum(wide.sizes[4 * index + 2 : 4 * index + 4])
+def _places(own: Layout, wide: Layout, part: str) -> Tensor:
+    """For every place of the wide layout its place in the narrow one's vectors, one after the other, or the zero at their end."""
+    numbers, start = {}, 0
+    for group, total in own.totals().items():
+        numbers[group] = torch.arange(start, start + total)
+        start += total
+    places = torch.full((wide.totals()[part],), start)
+    pairs = zip(own.pieces(numbers), wide.pieces({part: places}), strict=True)
+    for (slot, down, up), (_, to_down, to_up) in pairs:
+        to_down[: slot.rank] = down
+        to_up[:, : slot.rank] = up
     return places
