@@ -23,9 +23,10 @@ from torch import Tensor
 
 from .adapters import Adapter
 from .base import read_header
+from .course import Course
 from .errors import BaseModelError, IntegrityError
 from .files import Written, write_atomically
-from .optimizers import LossScale, restore, state_of
+from .optimizers import LossScale, Number, Updater, restore, state_of
 
 KEPT = 2
 """Checkpoints that stay on the machine: the newest, and one to fall back on."""
@@ -40,7 +41,7 @@ class Checkpoint:
     path: Path
     step: int
     tensors: dict[str, Tensor]
-    numbers: dict[str, float]
+    numbers: dict[str, Number]
     scale: float
     good: int
     company: dict[str, int]
@@ -48,8 +49,9 @@ class Checkpoint:
     cut: int
     """Which such moment of the group this was, from 1."""
     best: tuple[int, float] | None
+    course: Course = field(default_factory=Course)
 
-    def apply(self, adapter: Adapter, optimizer: torch.optim.Optimizer, scaler: LossScale) -> None:
+    def apply(self, adapter: Adapter, optimizer: Updater, scaler: LossScale) -> None:
         """Make adapter, optimizer and loss scale what they were."""
         with torch.no_grad():
             for part, flat in adapter.flat.items():
@@ -73,16 +75,17 @@ class State:
     step: int
     digest: str
     adapter: Adapter
-    optimizer: torch.optim.Optimizer
+    optimizer: Updater
     scaler: LossScale
     company: Mapping[str, int] = field(default_factory=dict)
     cut: int = 1
     best: tuple[int, float] | None = None
     """Step and value of the lowest held-out loss so far."""
+    course: Course = field(default_factory=Course)
 
 
 def save(folder: Path, state: State) -> Written:
-    """Write a checkpoint and remove those beyond the last `KEPT`."""
+    """Write a checkpoint and remove those beyond the last `KEPT`; the best one stays."""
     states, numbers = state_of(state.optimizer)
     tensors = {f"adapter.{part}": flat.detach() for part, flat in state.adapter.flat.items()}
     tensors |= {f"mean.{part}": mean for part, mean in state.adapter.mean.items()}
@@ -99,11 +102,13 @@ def save(folder: Path, state: State) -> Written:
         "company": dict(state.company),
         "cut": state.cut,
         "best": state.best,
+        "course": state.course.facts(),
         "content": _hash(tensors),
     }
-    written = write_atomically(folder / f"step{state.step:06d}.safetensors", save_tensors(tensors, {"lorry": json.dumps(facts)}))
+    written = write_atomically(_path(folder, state.step), save_tensors(tensors, {"lorry": json.dumps(facts)}))
     for old in _newest_first(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+        if state.best is None or old != _path(folder, state.best[0]):
+            old.unlink(missing_ok=True)
     return written
 
 
@@ -159,6 +164,7 @@ def load(path: Path, digest: str) -> Checkpoint:
         cut = int(facts.get("cut", 0))
         best = facts.get("best") and (int(facts["best"][0]), float(facts["best"][1]))
         company = {str(name): int(at) for name, at in facts.get("company", {}).items()}
+        course = Course.of(facts["course"])
     except (BaseModelError, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _torn(path) from error
     if not whole:
@@ -166,7 +172,11 @@ def load(path: Path, digest: str) -> Checkpoint:
     if theirs != digest:
         hint = "Give the job another name, or move its out/checkpoints/ away to start anew."
         raise IntegrityError("LRY-CKPT-DIGEST", f"checkpoint {path.name} was made with other options, pictures or another base.", hint)
-    return Checkpoint(path, step, tensors, numbers, scale, good, company, cut, best)
+    return Checkpoint(path, step, tensors, numbers, scale, good, company, cut, best, course)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step{step:06d}.safetensors"
 
 
 def _torn(path: Path) -> IntegrityError:

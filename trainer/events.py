@@ -72,7 +72,7 @@ def plain_line(event: AnyEvent) -> str:
             where = f"step {event.step}/{event.steps}  epoch {event.epoch}"
             text = f"{where}  loss {event.loss:.4f}  lr {event.lr:.2e}  {event.samples_per_s:.2f} images/s"
         case Evaluated():
-            text = f"step {event.step}  held-out loss {event.loss:.4f}"
+            text = f"step {event.step}  held-out loss {event.loss:.4f}{', the best so far' if event.best else ''}"
         case Committed():
             text = f"saved {event.path} ({event.size:,} bytes)"
         case Warned():

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +26,12 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 from torch import Tensor
 
-from . import captions, checkpoint, dataset, export, families, items, loop, objective, optimizers, pictures, prompts, streams
+from . import captions, checkpoint, dataset, export, families, items, loop, objective, optimizers, pictures, prompts, selection, streams
 from .adapters import Adapter
 from .base import expect_family, inspect_base
 from .cache import Cache, address, file_hash
 from .contract import IDS, Condition, Drawing, Foundation, View
+from .course import ruined
 from .errors import DatasetError, SpecError, StopRequested, TrainerError, TrainingError
 from .events import Emit
 from .families import plugin
@@ -45,6 +47,7 @@ NOT_IN_DIGEST = {
     "name",
     "output",
     "comment",
+    "stop_when_worse",
     "dataset",
     "masks",
     "regularisation",
@@ -119,6 +122,8 @@ class Run:
     """Step and held-out loss, the last time."""
     best: tuple[int, float] | None = None
     """Step and held-out loss, the best time."""
+    start: dict[str, Tensor] = field(default_factory=dict)
+    """The weights before the first step, where this life has seen it."""
     said: Losses = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,7 +198,8 @@ def prepare(job: JobSpec, place: Place) -> Run:
     place.pause(job)
     model = place.model(foundation_of(job, place, dtype))
     course = items.course(job, trained, found.priors)
-    targets = model.targets(list(rates))
+    slots = selection.slots_of(job, model.targets(list(rates)), model.family.convolutions(model) if job.conv_rank else [], model.family.key_of)
+    selection.expect_all_parts(job, slots, rates)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(found.samples) + len(found.priors)} pictures"))
     hashes = hashes_of([*found.samples, *found.priors])
     data = cached(job, place, model, course.items, hashes)
@@ -205,11 +211,11 @@ def prepare(job: JobSpec, place: Place) -> Run:
     measure = cached(job, place, model, items.measured(job, held), hashes)
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=_needed_encoders(job, model))
-    adapter = Adapter.create(targets, job.rank, job.scale, job.seed, place.device)
+    adapter = Adapter.of(slots, job.seed, place.device, up_rate=job.lora_plus_ratio)
     optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
-    lane = loop.Lane(job, course.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
+    lane = loop.Lane(job, course.plan, data, adapter, optimizer, adapter.rates(rates), optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
         samples=trained,
         priors=found.priors,
@@ -407,6 +413,7 @@ def saved(run: Run) -> list[checkpoint.Checkpoint]:
 
 def resume(run: Run, found: checkpoint.Checkpoint) -> None:
     """Go on from a checkpoint."""
+    run.lane.course = deepcopy(found.course)
     found.apply(run.lane.adapter, run.lane.optimizer, run.lane.scaler)
     run.lane.step = run.last_good = found.step
     run.best = found.best
@@ -467,11 +474,15 @@ def measure(run: Run) -> None:
         return
     loss = loop.evaluate(run.model, run.lane.adapter, run.held)
     if not math.isfinite(loss):
-        return  # the training itself will say it
+        raise TrainingError("LRY-TRAIN-NAN", f"the held-out loss is not finite after step {run.lane.step}.", "Lower the learning rate.")
+    if run.best is not None and ruined(loss, run.best[1]):
+        message = f"the held-out loss is {loss:.4g} after step {run.lane.step}; the best was {run.best[1]:.4g} at step {run.best[0]}."
+        raise TrainingError("LRY-TRAIN-SPIKE", message, "Lower the learning rate; what was saved before is good.")
     run.measured = run.lane.step, loss
-    if run.best is None or loss < run.best[1]:
-        run.best = run.measured
-    run.place.emit(Evaluated(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, loss=loss))
+    best = run.best is None or loss < run.best[1]
+    run.best = run.measured if best else run.best
+    run.lane.course.worse = 0 if best else run.lane.course.worse + 1
+    run.place.emit(Evaluated(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, loss=loss, best=best))
 
 
 def verdict(run: Run) -> str:
@@ -516,7 +527,7 @@ def save(run: Run, company: Mapping[str, int], cut: int) -> None:
     if lane.step == 0:
         return
     say_phase(run, "saving", f"step {lane.step}")
-    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut, run.best)
+    state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut, run.best, lane.course)
     _say_committed(run, checkpoint.save(run.out / "checkpoints", state), "checkpoint", lane.step)
     run.last_good = lane.step
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from . import captions, objective, schedules, streams
-from .adapters import Adapter
+from .adapters import Adapter, Drop
 from .buckets import Plan, epoch_batches, steps_of
 from .contract import Condition, Denoiser
+from .course import Course
 from .errors import TrainingError
 from .optimizers import LossScale, Updater, clip
 from .protocol import TrainingOptions
@@ -101,8 +102,9 @@ class Lane:
     adapter: Adapter
     optimizer: Updater
     rates: dict[str, float]
-    """Part -> learning rate before the schedule."""
+    """Vector of the adapter -> learning rate before the schedule."""
     scaler: LossScale
+    course: Course = field(default_factory=Course)
     step: int = 0
     """Optimizer steps done."""
     checked: bool = False
@@ -132,7 +134,7 @@ class Lane:
     @property
     def lr(self) -> float:
         """The learning rate of the first part in the last step done."""
-        return next(iter(self.rates.values())) * schedules.factor(self.options, max(self.step - 1, 0), self.plan.steps)
+        return next(iter(self.rates.values())) * schedules.factor(self.options, max(self.step - 1, 0), self.plan.steps) * self.course.ease
 
     @property
     def midway(self) -> bool:
@@ -147,7 +149,8 @@ class Lane:
             self._order = epoch_batches(self.data.shapes, self.data.repeats_in(epoch), self.options.batch_size, rng)
             self._epoch = epoch
         many = self.options.gradient_accumulation
-        return self._order[place * many : (place + 1) * many]
+        groups, micro = self._order[place * many : (place + 1) * many], self.course.footing.micro
+        return groups if micro is None else [group[i : i + micro] for group in groups for i in range(0, len(group), micro)]
 
     def _place(self) -> tuple[int, int]:
         """The epoch of the next step, from 0, and the step's place in it."""
@@ -189,6 +192,13 @@ class Lane:
         result = 0.0 if self._loss is None else float(self._loss), self._rows
         self._passed, self._rows, self._loss = 0, 0, None
         return result
+
+    def drop(self) -> Drop | None:
+        """What of the adapter the next pass leaves out."""
+        chosen = self.options
+        if not chosen.dropout and not chosen.rank_dropout and not chosen.module_dropout:
+            return None
+        return Drop(chosen.dropout, chosen.rank_dropout, chosen.module_dropout, chosen.seed, (self.step, self._rows))
 
     def rewind(self) -> None:
         """Forget the step under way: draws have addresses, so it can be taken again."""
@@ -278,7 +288,7 @@ def step(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
 
 def kind(model: Denoiser, lane: Lane) -> tuple[object, ...]:
     """Lanes that agree in this can share the next pass: equal shapes, equal adapted layers."""
-    return lane.coming(model).shape, tuple((part, len(lane.adapter.layouts[part].targets)) for part in sorted(lane.adapter.layouts))
+    return lane.coming(model).shape, tuple((part, lane.adapter.layouts[part].address) for part in sorted(lane.adapter.layouts))
 
 
 def advance(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
@@ -294,7 +304,7 @@ Members = list[tuple[Lane, Batch]]
 
 def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
     """One pass for these lanes. Their losses are summed: each is a mean over its own rows, so no lane weighs on another."""
-    with model.bank.use([lane.adapter for lane, _ in members], model.dtype):
+    with model.bank.use([lane.adapter for lane, _ in members], model.dtype, [lane.drop() for lane, _ in members]):
         latents, noise, disturbance, timesteps = (
             torch.cat([getattr(batch, name) for _, batch in members]) for name in ("latents", "noise", "disturbance", "timesteps")
         )
@@ -358,6 +368,9 @@ def _finish(lane: Lane, loss: float, samples: int) -> Stepped:
     error = None
     if not math.isfinite(loss) or not tolerable:
         error = _not_finite(lane, loss)
+    elif spike := lane.course.look(loss):
+        hint = "Lower the learning rate or max_grad_norm, or take another optimizer; what was saved before is good."
+        error = TrainingError("LRY-TRAIN-SPIKE", f"{spike} (step {lane.step + 1}).", hint)
     elif finite:
         error = _without_gradient(lane)
     if error is None:
@@ -372,7 +385,7 @@ def _finish(lane: Lane, loss: float, samples: int) -> Stepped:
 
 
 def _update(lane: Lane) -> None:
-    factor = schedules.factor(lane.options, lane.step, lane.plan.steps)
+    factor = schedules.factor(lane.options, lane.step, lane.plan.steps) * lane.course.ease
     lane.optimizer.step({part: rate * factor for part, rate in lane.rates.items()})
 
 
@@ -385,7 +398,7 @@ def _not_finite(lane: Lane, loss: float) -> TrainingError:
 
 def _without_gradient(lane: Lane) -> TrainingError | None:
     """At the first step every layer's B must have got a gradient (A has none yet, since B is zero)."""
-    if lane.checked:
+    if lane.checked or lane.drop():  # a layer that was left out has none, rightly
         return None
     lane.checked = True
     for part in lane.adapter.layouts:

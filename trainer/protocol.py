@@ -16,6 +16,8 @@ The session's folder on the training machine, all names relative to it:
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -23,6 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from . import blocks
 from .optimizer_names import OPTIMIZERS, is_dotted, step_rules, trouble
 
 PROTOCOL_VERSION = 1
@@ -65,29 +68,38 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Decimal) else value
 
 
-OptimizerName = Annotated[
-    Literal[
-        "AdamW",
-        "AdamW8bit",
-        "PagedAdamW",
-        "PagedAdamW8bit",
-        "AdamWBF16",
-        "StableAdamW",
-        "AdamWScheduleFree",
-        "Lion",
-        "Lion8bit",
-        "PagedLion",
-        "PagedLion8bit",
-        "Prodigy",
-        "Adafactor",
-        "SGD",
-    ]
-    | str,
-    AfterValidator(_optimizer),
+KnownOptimizer = Literal[
+    "AdamW",
+    "AdamW8bit",
+    "PagedAdamW",
+    "PagedAdamW8bit",
+    "AdamWBF16",
+    "StableAdamW",
+    "AdamWScheduleFree",
+    "Lion",
+    "Lion8bit",
+    "PagedLion",
+    "PagedLion8bit",
+    "Prodigy",
+    "Adafactor",
+    "SGD",
 ]
+OptimizerName = Annotated[KnownOptimizer | str, AfterValidator(_optimizer)]
 """A name that we know, or a class of an installed package with dots in it."""
 
 Argument = bool | int | float | str | tuple[float, ...] | None
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_pattern)]
+"""Looked for in `unet.down_blocks.0...`: a piece of a layer's name will do."""
 
 
 class Message(BaseModel):
@@ -153,12 +165,47 @@ class TrainingOptions(Message):
     clip_skip: int = Field(
         1, ge=1, le=11, description="Layer of the text encoder that is read, counted from its end, for sd15 and sd2; SDXL has its own."
     )
+    stop_when_worse: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="End when so many measurements in a row were no better than the best; the adapter is then the best one's. "
+        "Measured when a checkpoint is saved, which is ten times a run unless said otherwise.",
+    )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
     caption_dropout_every_epochs: int | None = Field(
         None, ge=1, description="Every so many epochs all captions are empty, as in kohya."
     )
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
+    rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) instead: large ranks then learn as fast as small ones.")
+    conv_rank: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Adapt the convolutions of sd15, sd2 and sdxl as well (LoCon), the 3x3 ones at this rank (kohya: conv_dim).",
+    )
+    conv_alpha: float | None = Field(None, gt=0, description="`alpha` of the 3x3 convolutions. `conv_rank` when not given.")
+    include_layers: tuple[Pattern, ...] = Field(
+        (), description='Adapt only layers whose path has one of these in it: regular expressions, as in `["attn2", "up_blocks[.]1"]`.'
+    )
+    exclude_layers: tuple[Pattern, ...] = Field((), description="Leave out layers whose path has one of these in it; wins over the former.")
+    layer_ranks: dict[Pattern, Annotated[int, Field(ge=0, le=1024)]] = Field(
+        {}, description='Ranks of layers by pattern, the last that fits wins, 0 leaves out: `{ "down_blocks" = 4, "mid_block" = 8 }`.'
+    )
+    layer_lr: dict[Pattern, Annotated[float, Field(ge=0, le=1000)]] = Field(
+        {}, description="What the learning rate of layers is multiplied by, by pattern, the last that fits wins; 0 leaves out."
+    )
+    block_ranks: tuple[Annotated[int, Field(ge=0, le=1024)], ...] = Field(
+        (), max_length=64, description="Ranks of the UNet's blocks, as kohya's block_dims: 25 numbers for sd15 and sd2, 23 for sdxl; 0 leaves out."
+    )
+    block_lr: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = Field(
+        (), max_length=64, description="What the blocks' learning rates are multiplied by, counted like `block_ranks`; 0 leaves out."
+    )
+    lora_plus_ratio: float = Field(1.0, gt=0, le=1000, description="Learning rate of B over that of A (LoRA+); 16 is its paper's, 1 the usual.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the values between A and B left out at each step (kohya: network_dropout).")
+    rank_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the ranks left out for each sample.")
+    module_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the layers left out at each step.")
     learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
     unet_lr: float | None = Field(None, ge=0, description="Learning rate of the UNet or transformer; 0 leaves it untrained.")
     text_encoder_lr: float | None = Field(None, ge=0, description="Learning rate of the text encoders; untrained when not given or 0.")
@@ -170,9 +217,9 @@ class TrainingOptions(Message):
     optimizer: OptimizerName = Field(
         "AdamW8bit",
         description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's rate; "
-        "Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate and saves, "
-        "draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that is installed "
-        "where the job trains, as in `torch.optim.NAdam`.",
+        "Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate, and "
+        "saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that is "
+        "installed where the job trains, as in `torch.optim.NAdam`.",
     )
     optimizer_args: Annotated[dict[str, Argument], BeforeValidator(_plain)] = Field(
         default_factory=dict,
@@ -246,7 +293,7 @@ class TrainingOptions(Message):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> TrainingOptions:
-        rates = {"learning_rate": self.learning_rate} if self.unet_lr is None else {"unet_lr": self.unet_lr}
+        rates: dict[str, float | None] = {"learning_rate": self.learning_rate} if self.unet_lr is None else {"unet_lr": self.unet_lr}
         rates |= {"text_encoder_lr": self.text_encoder_lr, "text_encoder_2_lr": self.text_encoder_2_lr}
         if wrong := trouble(self.optimizer, tuple(self.optimizer_args), rates, self.lr_scheduler, self.ema_decay):
             raise ValueError(wrong)
@@ -262,6 +309,12 @@ class TrainingOptions(Message):
             step_rules(self.lr_step_rules or "1")
         except ValueError:
             raise ValueError(f"lr_step_rules is written 1:1000,0.1:1500,0.01, its steps rising, not {self.lr_step_rules}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_what_to_stop_by(self) -> TrainingOptions:
+        if self.stop_when_worse is not None and self.heldout == 0:
+            raise ValueError("stop_when_worse needs pictures to measure by: take heldout = 0 out")
         return self
 
     @model_validator(mode="after")
@@ -284,10 +337,22 @@ class TrainingOptions(Message):
             raise ValueError(f"resolution {side} must be at least bucket_step {self.bucket_step}")
         return self
 
+    @model_validator(mode="after")
+    def _blocks_are_kohyas(self) -> TrainingOptions:
+        for key, values in (("block_ranks", self.block_ranks), ("block_lr", self.block_lr)):
+            if values and len(values) not in blocks.COUNTS:
+                raise ValueError(f"{key} has {len(values)} numbers; it takes 25 (sd15, sd2) or 23 (sdxl)")
+        return self
+
     @property
     def scale(self) -> float:
-        """What the adapter's product is multiplied by: alpha / rank."""
-        return (self.rank if self.alpha is None else self.alpha) / self.rank
+        """What the adapter's product is multiplied by at the job's rank."""
+        return self.scale_at(self.rank)
+
+    def scale_at(self, rank: int, *, wide: bool = False) -> float:
+        """What the product is multiplied by in a layer of this rank: alpha / rank, or alpha / sqrt(rank). `wide`: a 3x3 convolution."""
+        alpha = self.conv_alpha if wide else self.alpha
+        return (rank if alpha is None else alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 class JobSpec(TrainingOptions):
@@ -392,6 +457,8 @@ class Evaluated(_Event):
     kind: Literal["evaluated"] = "evaluated"
     step: int
     loss: float
+    best: bool = False
+    """Whether it is the lowest so far: its checkpoint is kept."""
 
 
 class Committed(_Event):

@@ -14,16 +14,16 @@ life need not know who was there.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from traceback import print_exception
 from typing import Any, Literal
 
 import torch
 
-from . import checkpoint, jobs, loop, turns
+from . import checkpoint, fallback, jobs, loop, turns
 from .errors import StopRequested, TrainerError
 from .jobs import Place, Run
 from .protocol import Ended, JobSpec
@@ -132,11 +132,11 @@ class Crew:
         names = list(self.runs)
         for name, one in zip(names, checkpoint.common([found[name] for name in names], names), strict=True):
             if one is not None:
-                jobs.resume(self.runs[name], one)
+                fallback.resume(self.runs[name], one)
                 self._cuts = max(self._cuts, one.cut)
         first = next(iter(self.runs.values()))
-        targets = [t for lay in first.lane.adapter.layouts.values() for t in lay.targets]
-        first.model.prepare(targets, checkpointing=first.job.gradient_checkpointing)
+        wanted = {(t.part, t.name): t for run in self.runs.values() for lay in run.lane.adapter.layouts.values() for t in lay.targets}
+        first.model.prepare(list(wanted.values()), checkpointing=any(fallback.footing_of(run).checkpointing for run in self.runs.values()))
         for run in list(self.runs.values()):
             self._guarded(run.job, partial(self._begin, run))
 
@@ -149,6 +149,11 @@ class Crew:
         if run.lane.done:
             self._finish(run, again=again)
             return
+        if fallback.has_turned(run):
+            self._finish_at_best(run)
+            return
+        if not again:
+            run.start = {name: flat.detach().clone() for name, flat in run.lane.adapter.flat.items()}
         if again and jobs.due_adapter(run):
             jobs.measure(run)
             jobs.commit_adapter(run, final=False)
@@ -204,7 +209,8 @@ class Crew:
         for run in members:
             run.lane.rewind()
         if len(members) == 1:
-            self._fail(members[0].job, error)
+            if not (jobs.is_out_of_memory(error) and fallback.climb(members[0])):
+                self._fail(members[0].job, error)
             return
         if jobs.is_out_of_memory(error):
             self.width = max(len(members) // 2, 1)
@@ -249,7 +255,9 @@ class Crew:
         jobs.save(run, company, self._cuts)
         if jobs.due_adapter(run):
             jobs.commit_adapter(run, final=False)
-        if not run.lane.done:
+        if fallback.has_turned(run):
+            self._finish_at_best(run)
+        elif not run.lane.done:
             jobs.say_phase(run, "training")
 
     # --- going --------------------------------------------------------------------------------------
@@ -260,6 +268,18 @@ class Crew:
         jobs.measure(run)
         written = jobs.commit_adapter(run, final=True)
         self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=jobs.verdict(run)))
+
+    def _finish_at_best(self, run: Run) -> None:
+        """The held-out loss has turned: the job is done, with the weights that were best."""
+        run.said.flush()
+        turned_at, found = run.lane.step, fallback.best_of(run)
+        if found is not None:
+            jobs.resume(run, found)
+        run.measured = run.best
+        words = f"held-out loss was not better for {run.job.stop_when_worse} measurements: ended at step {turned_at}"
+        words += f" with the adapter of step {run.lane.step}" if found else ", where nothing better is kept"
+        written = jobs.commit_adapter(run, final=True)
+        self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=words))
 
     def _someone_left(self, midway: Sequence[Run]) -> bool:
         """Stop all, or those that are asked to leave; each at the end of its step."""
@@ -290,12 +310,24 @@ class Crew:
         except Exception as error:  # an unknown mistake in one job is no reason to lose the others
             if _is_fatal(error):
                 raise
-            self._fail(job, error)
+            if not self._back_again(job, error):
+                self._fail(job, error)
+
+    def _back_again(self, job: JobSpec, error: Exception) -> bool:
+        """Whether the job could go back to an earlier state; all are saved soon, so that a later life knows it."""
+        run = self.runs.get(job.name)
+        try:
+            fell = isinstance(error, TrainerError) and run is not None and fallback.fall_back(run, error)
+        except Exception as worse:  # noqa: BLE001  # the first error tells more
+            print_exception(worse)
+            return False
+        self._cut_due |= fell and len(self.runs) > 1
+        return fell
 
     def _fail(self, job: JobSpec, error: Exception) -> None:
         ours = jobs.failure(error, self._step_of(job))
         if ours.code == "LRY-TRAIN-CRASH":
-            traceback.print_exception(error)
+            print_exception(error)
         self._end(Result(job.name, "failed", self._step_of(job), code=ours.code, message=str(ours), exit_code=ours.exit_code))
 
     def _step_of(self, job: JobSpec) -> int:
