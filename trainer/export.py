@@ -49,20 +49,22 @@ class Origin:
 
 
 def to_kohya(adapter: Adapter, dtype: torch.dtype, key_of: KeyOf) -> dict[str, Tensor]:
-    """The adapter under kohya's names.
+    """The adapter under kohya's names, with ONE alpha, a number of the file's precision as kohya has it.
 
-    alpha is a number of the file's precision, as kohya has it; what that cannot hold goes into B, so that the strength is right everywhere.
+    diffusers gives attention layers whose alpha differs from the most usual one that one (`get_peft_kwargs`, 0.42), so where layers differ,
+    or the precision cannot hold the alpha, the rest goes into B: the strength is then right in every program.
     """
     tensors: dict[str, Tensor] = {}
+    alphas = Counter(slot.scale * slot.rank for lay in adapter.layouts.values() for slot in lay.slots)
+    alpha = torch.tensor(alphas.most_common(1)[0][0], dtype=dtype)
     for part in adapter.layouts:
         for slot, down, up in adapter.weights(part):
             name = key_of(part, slot.target.name)
             of_down, of_up = slot.target.shapes(slot.rank)
-            alpha = torch.tensor(slot.scale * slot.rank, dtype=dtype)
             rest = slot.scale * slot.rank / float(alpha)
             tensors[f"{name}.lora_down.weight"] = down.reshape(of_down).to("cpu", dtype, copy=True)
             tensors[f"{name}.lora_up.weight"] = (up if rest == 1.0 else up * rest).reshape(of_up).to("cpu", dtype, copy=True)
-            tensors[f"{name}.alpha"] = alpha
+            tensors[f"{name}.alpha"] = alpha.clone()
     return tensors
 
 
@@ -218,9 +220,9 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": job.rank,
-        "ss_network_alpha": job.scale * job.rank,
-        "ss_network_args": None,
-        "ss_network_dropout": None,
+        "ss_network_alpha": job.scale * job.rank,  # what the file says, rsLoRA's among it
+        "ss_network_args": _network_args(job),
+        "ss_network_dropout": job.dropout or None,
         "ss_learning_rate": job.learning_rate,
         "ss_unet_lr": unet,
         "ss_text_encoder_lr": text or None,
@@ -262,6 +264,26 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
         "ss_max_bucket_reso": job.max_bucket,
         "ss_training_comment": job.comment or None,
     }
+
+
+def _network_args(job: JobSpec) -> str | None:
+    """What is special about the adapter, as sd-scripts writes it: JSON of texts, by its names where it has them."""
+    told = {
+        "conv_dim": job.conv_rank,
+        "conv_alpha": job.conv_rank and job.scale_at(job.conv_rank, wide=True) * job.conv_rank,
+        "rank_dropout": job.rank_dropout,
+        "module_dropout": job.module_dropout,
+        "block_dims": ",".join(map(str, job.block_ranks)),
+        "block_lr_weight": ",".join(f"{weight:g}" for weight in job.block_lr),
+        "loraplus_lr_ratio": job.lora_plus_ratio if job.lora_plus_ratio != 1.0 else None,
+        "rslora": job.rslora,
+        "include_layers": ",".join(job.include_layers),
+        "exclude_layers": ",".join(job.exclude_layers),
+        "layer_ranks": ",".join(f"{pattern}={rank}" for pattern, rank in job.layer_ranks.items()),
+        "layer_lr": ",".join(f"{pattern}={rate:g}" for pattern, rate in job.layer_lr.items()),
+    }
+    args = {key: str(value) for key, value in told.items() if value}
+    return json.dumps(args) if args else None
 
 
 def _data_facts(facts: Facts) -> dict[str, object]:

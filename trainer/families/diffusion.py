@@ -131,6 +131,15 @@ def targets(unet: Any, preset: str) -> list[Target]:
     return find_targets("unet", unet, TARGETS[preset], Transformer2DModel)
 
 
+def convolutions(model: Model) -> list[Target]:
+    """The layers that a LoCon adds to the UNet's, as kohya's conv_dim does: all of its residual and resizing blocks."""
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
+
+    return find_targets("unet", model.parts["unet"], (), (ResnetBlock2D, Downsample2D, Upsample2D), wide=True)
+
+
 def process(model: Model) -> Diffusion:
     """A model's process, which `process_of` has made."""
     assert isinstance(model.process, Diffusion)

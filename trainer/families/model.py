@@ -45,6 +45,8 @@ class Family:
     """The process of a base, from its components (its scheduler's configuration) and what the user said."""
     targets: Callable[[Model, str, str], list[Target]]
     """Of a part, by a preset: the layers that get an adapter."""
+    convolutions: Callable[[Model], list[Target]] = field(default=lambda _: [])
+    """Of the denoiser, the layers that a LoCon adds: its residual and resizing blocks, where it has such."""
     key_of: Callable[[str, str], str]
     """Part and module path -> kohya's name of the layer, whatever the installed transformers calls it."""
     capacity: Callable[[TrainingOptions], int]

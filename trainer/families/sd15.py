@@ -91,6 +91,7 @@ FAMILY = Family(
     formats={"kohya": partial(export.to_kohya, key_of=key_of), "diffusers": export.to_peft},
     process=diffusion.process_of,
     targets=targets,
+    convolutions=diffusion.convolutions,
     key_of=key_of,
     capacity=clip.capacity,
     token_count=token_count,
