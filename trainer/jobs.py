@@ -215,7 +215,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
     optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
-    lane = loop.Lane(job, course.plan, data, adapter, optimizer, adapter.rates(rates), optimizers.LossScale(enabled=dtype == torch.float16))
+    lane = loop.Lane(job, course.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
         samples=trained,
         priors=found.priors,

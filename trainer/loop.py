@@ -102,7 +102,7 @@ class Lane:
     adapter: Adapter
     optimizer: Updater
     rates: dict[str, float]
-    """Vector of the adapter -> learning rate before the schedule."""
+    """Part -> learning rate before the schedule; of some layers a multiple of it."""
     scaler: LossScale
     course: Course = field(default_factory=Course)
     step: int = 0
