@@ -24,6 +24,10 @@ WAY_OUT_S = 300.0
 takes under a minute, a destroy seldom more than one, and the rest is for a slow line."""
 
 
+SHORTEST_LIFE_S = 30.0
+"""Training that would have to end sooner is not begun."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one machine has used."""

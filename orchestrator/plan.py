@@ -34,6 +34,10 @@ CONTEXT_GIB = 0.9
 """VRAM that CUDA takes, and slack."""
 
 
+BEFORE_TRAINING = ("boot", "upload", "set-up", "base model", "caching")
+"""Phases of an estimate that a machine is paid for before its first step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One job as the estimate sees it."""

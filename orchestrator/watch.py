@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from trainer.protocol import Committed, EventReader, Session, Status
 
 from . import commands
-from .budget import WAY_OUT_S
+from .budget import SHORTEST_LIFE_S, WAY_OUT_S
 from .cap.terms import Terms, session_there
 from .crashpoints import crashpoint
 from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
@@ -42,7 +42,6 @@ OVERRUN_S = WAY_OUT_S / 2
 """A supervisor ends a session at its lifetime, give or take a step and a save; the rest of the way out is for the pull."""
 LOCAL_PAUSE_S = 20.0
 STARTS = 3
-SHORTEST_LIFE_S = 30.0
 ROLE_ORDER = {"adapter": 0, "checkpoint": 1, "sample": 2}
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from orchestrator.budget import show_usd
+from orchestrator.budget import SHORTEST_LIFE_S, WAY_OUT_S, show_usd
 from orchestrator.closing import judge
 from orchestrator.errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
 from orchestrator.market import market
-from orchestrator.plan import Candidate, Load, Plan
+from orchestrator.plan import BEFORE_TRAINING, Candidate, Load, Plan
 from orchestrator.rent import OVER, Machine
 from orchestrator.trip import Trip
 from orchestrator.view import duration
@@ -148,11 +148,20 @@ def onward(trip: Trip, first: Plan | None = None) -> tuple[Candidate, ...]:
             raise
         hint = f"what came home is kept; {again}{' --budget USD' if isinstance(err, OverBudget) else ''}"
         raise type(err)(f"the machine was lost, and no other can be had for what is left: {err}", hint=hint) from err
+    if left and (short_s := _time_short_s(trip, plan.best)) > 0:
+        why = f"the machine was lost, and the run's time is up {duration(short_s)} before another could train"
+        raise OverBudget(why, hint=f"what came home is kept; {again} --budget USD, which begins max_hours anew")
     if steady:
         trip.say(f"{verdict.why}: from here on only machines that nobody can outbid")
     if left:
         _say_going_on(trip, plan, steps_left)
     return plan.candidates
+
+
+def _time_short_s(trip: Trip, best: Candidate) -> float:
+    """By how much the cap or `max_hours` ends before the quickest start of another machine has trained anything to speak of."""
+    ready_s = sum(best.estimate.phases[name].p10 for name in BEFORE_TRAINING)
+    return ready_s + SHORTEST_LIFE_S + WAY_OUT_S - trip.most_s(best.offer.prices, trip.order.requirements.disk_gib)
 
 
 def _market_in_time(trip: Trip, left: Sequence[int], rest: Load, *, steady: bool) -> Plan:

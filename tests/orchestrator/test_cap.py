@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator import ledger as ledger_module
-from orchestrator.budget import GIB, WAY_OUT_S
+from orchestrator.budget import GIB, SHORTEST_LIFE_S, WAY_OUT_S
 from orchestrator.cap.terms import LOOK_S
 from orchestrator.errors import OverBudget
 from orchestrator.home import RunFolder
@@ -28,7 +28,7 @@ from orchestrator.progress import Progress
 from orchestrator.rent import Machine
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import DESTROY_S, Tools, Trip
-from orchestrator.watch import OVERRUN_S, SHORTEST_LIFE_S
+from orchestrator.watch import OVERRUN_S
 from providers.base import Instance, Prices
 
 TICK_S = 10.0

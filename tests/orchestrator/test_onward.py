@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeClock, FakeCloud, SilentView, an_order, down, offer, safetensors, spec, write
 
+from orchestrator.budget import WAY_OUT_S
 from orchestrator.errors import Interrupted, MachineFailed, NoOffer, OverBudget, TrainingFailed
 from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
@@ -282,6 +283,17 @@ def test_a_cap_that_does_not_cover_what_is_left_says_that_the_machine_was_lost(t
     with pytest.raises(OverBudget, match=r"the machine was lost, and no other can be had for what is left: .*is spent") as caught:
         onward(world.trip)
     assert "--budget" in caught.value.hint
+
+
+def test_no_machine_is_rented_that_would_have_no_time_to_train(tmp_path: Path):
+    """`max_hours` counts on: booting and setting up would take what is left of it."""
+    world = World(tmp_path / "run", max_hours=0.5)
+    world.lose("o1", step=5)
+    assert onward(world.trip), "half an hour is enough for another"
+    world.clock.passed_s = 0.5 * 3600 - WAY_OUT_S - 60
+    with pytest.raises(OverBudget, match="before another could train") as caught:
+        onward(world.trip)
+    assert "lorry resume" in caught.value.hint
 
 
 def test_a_market_with_nothing_but_the_lost_machine_ends_it(world: World):
