@@ -109,7 +109,7 @@ def test_the_cap_holds_on_the_real_clock_whoever_is_lost(tmp_path: Path, cloud: 
         lives: dict[str, tuple[Lorry, world.Running]] = {}
         for loss, happens in LOSSES.items():
             lorry, driver = lives[loss] = _begin(tmp_path / loss, cloud, base, drawn, through=sea if loss == "cut" else None)
-            poll(lambda lorry=lorry: lorry.runs and "fetched" in lorry.kinds(lorry.run), what=f"a checkpoint of {loss}")
+            poll(lambda lorry=lorry: _has_a_checkpoint(lorry), what=f"a checkpoint of {loss}")
             freeze_the_work(lorry, lorry.run)
             happens(lorry, driver, sea)
         try:
@@ -142,6 +142,11 @@ def _begin(folder: Path, cloud: Cloud, base: Path, drawn: Path, *, through: Isla
     file = config(folder, base, {"one": drawn}, max_usd=50.0, steps=20_000, save_every_steps=3, gradient_accumulation=20)
     file.write_text(file.read_text().replace("[budget]", f"[budget]\nmax_hours = {MAX_HOURS}"))
     return lorry, _start(lorry, "run", str(file), "-y", "--no-keeper", "--json", through=through)
+
+
+def _has_a_checkpoint(lorry: Lorry) -> bool:
+    entries = lorry.ledger(lorry.run) if lorry.runs else []
+    return any(entry["kind"] == "fetched" and entry["data"]["role"] == "checkpoint" for entry in entries)
 
 
 def _start(lorry: Lorry, *arguments: str, through: Island | None = None) -> world.Running:
