@@ -102,13 +102,14 @@ def _without_wildcards(caption: str, dice: Random | None) -> str:
 def _arranged(options: TrainingOptions, caption: str, order: Random | None, losses: Random | None) -> str:
     """The tags in the order, and with the losses, of this use. Those at the start that are kept are neither moved nor lost."""
     mark = options.keep_tokens_separator
-    marked = bool(mark) and mark in caption
+    marked = mark is not None and mark in caption
     if not (marked or order or losses):
         return caption
     first, last = "", ""
-    if marked:
-        first, _, caption = caption.partition(mark or "")
-        caption, _, last = caption.partition(mark or "")
+    if mark is not None and marked:
+        first, _, caption = caption.partition(mark)
+        caption, _, last = caption.partition(mark)
+        last = last.replace(mark, ",")
     kept, rest = _tags(first), _tags(caption)
     if not marked:
         kept, rest = rest[: options.keep_tokens], rest[options.keep_tokens :]
@@ -116,7 +117,7 @@ def _arranged(options: TrainingOptions, caption: str, order: Random | None, loss
         order.shuffle(rest)
     if losses:
         rest = [tag for tag in rest if losses.random() >= options.tag_dropout]
-    return ", ".join(kept + rest + _tags(last.replace(mark or "", ",") if marked else ""))
+    return ", ".join(kept + rest + _tags(last))
 
 
 def _tags(text: str) -> list[str]:

@@ -105,10 +105,10 @@ def scan(folder: Path, options: TrainingOptions, *, masks: Path | None = None, r
     mask_notes = Notes(masks, "masks") if masks else None
     found_masks = Masks.read(masks, folder, options, mask_notes) if masks and mask_notes else None
     samples, problems, reading = _read(folder, _Reader(options, Notes(folder), found_masks, elsewhere))
-    if found_masks and mask_notes:
+    if found_masks:
         found_masks.say_unused()
-        problems += mask_notes.found
         reading += f"; masks for {sum(sample.mask is not None for sample in samples)} of {len(samples)} pictures"
+    problems += mask_notes.found if mask_notes else []
     if options.alpha_mask and samples and not any(has_transparency(sample.image) for sample in samples):
         notes = Notes(folder)
         notes.warning("LRY-DATA-MASK-MISSING", folder, "no picture is transparent anywhere: alpha_mask does nothing.", "Take it out.")

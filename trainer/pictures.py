@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -95,10 +96,31 @@ def fitted_mask(image: Image.Image, fit: Fit) -> Pixels:
 
 
 def _cut_out(image: Image.Image, fit: Fit) -> Image.Image:
-    """BOX is the mean over the covered area, as kohya's cv2 AREA, where both sides shrink; LANCZOS elsewhere."""
-    shrinks = fit.resized[0] <= image.width and fit.resized[1] <= image.height
-    resized = (
-        image.resize(fit.resized, Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS) if fit.resized != image.size else image
-    )
+    """As kohya: the mean over the area that a pixel covers where both sides shrink, LANCZOS elsewhere."""
+    resized = image
+    if fit.resized != image.size:
+        shrinks = fit.resized[0] <= image.width and fit.resized[1] <= image.height
+        resized = shrunk(image, fit.resized) if shrinks else image.resize(fit.resized, Image.Resampling.LANCZOS)
     left, top = fit.crop
     return resized.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
+
+
+def shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Every new pixel is the mean of the area that it covers, with the share of pixels at its edge: OpenCV's INTER_AREA.
+
+    Pillow's BOX is something else: it takes a pixel whole or not at all, which at 5 to 4 is hardly better than leaving pixels out.
+    """
+    lower = _means(np.asarray(image), size[1])  # rows first: they lie together in memory
+    return Image.fromarray(np.rint(_means(lower.swapaxes(0, 1), size[0]).swapaxes(0, 1)).astype(np.uint8))
+
+
+def _means(lines: np.ndarray[Any, np.dtype[Any]], many: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """So many lines in place of these; each the mean of those that it covers."""
+    edges = np.arange(many + 1) * (len(lines) / many)
+    first = np.floor(edges[:-1]).astype(np.int64)
+    total = np.zeros((many, *lines.shape[1:]), dtype=np.float32)
+    for step in range(int(np.ceil(len(lines) / many)) + 1):
+        line = first + step
+        share = np.clip(np.minimum(edges[1:], line + 1) - np.maximum(edges[:-1], line), 0, 1) * (many / len(lines))
+        total += lines[np.minimum(line, len(lines) - 1)] * share.astype(np.float32).reshape(-1, *[1] * (lines.ndim - 1))
+    return total

@@ -5,28 +5,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
-from trainer import checkpoint, files
+from trainer import checkpoint, files, optimizers
 from trainer.adapters import Adapter, Target
 from trainer.cache import Cache, address
 from trainer.errors import IntegrityError
 from trainer.optimizers import LossScale
+from trainer.protocol import TrainingOptions
 
 TARGETS = [Target("unet", "a", 5, 4)]
 
 
 def saved(folder: Path, *steps: int, digest: str = "d") -> Adapter:
     adapter = Adapter.create(TARGETS, 2, 1.0, 0, torch.device("cpu"))
-    optimizer = torch.optim.AdamW([{"params": [adapter.flat["unet"]], "part": "unet"}])
+    optimizer, _ = optimizers.create(TrainingOptions(optimizer="AdamW"), adapter)
     for step in steps:
         adapter.flat["unet"].grad = torch.ones_like(adapter.flat["unet"])
-        optimizer.step()
+        optimizer.step({"unet": 1e-3})
         checkpoint.save(folder, checkpoint.State(step, digest, adapter, optimizer, LossScale(enabled=True, value=8.0, good=3)))
     return adapter
 
@@ -122,6 +125,40 @@ def test_the_cache_makes_once_and_again_when_a_file_is_damaged(tmp_path: Path) -
     assert len(made) == 2
 
 
+SPOILT: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda _: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "without its last byte": lambda data: data[:-1],
+    "zeros, as after a power cut": lambda data: bytes(len(data)),
+    "one bit of the tensors": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "another shape": lambda data: data.replace(b'"shape":[2,3]', b'"shape":[3,2]'),
+    "another header": lambda data: data[:8] + b"[" + data[9:],
+    "a safetensors file that is not ours": lambda _: save({"value": torch.zeros(2, 3)}),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_cache_file_that_is_not_what_was_written_is_made_anew(case: str, tmp_path: Path) -> None:
+    right, where = torch.arange(6.0).view(2, 3), address("picture")
+    Cache(tmp_path).get("latents", where, lambda: right)
+    file = tmp_path / "latents" / f"{where}.safetensors"
+    spoilt = SPOILT[case](file.read_bytes())
+    assert spoilt != file.read_bytes()
+    file.write_bytes(spoilt)
+    again = Cache(tmp_path)
+    assert torch.equal(again.get("latents", where, lambda: right), right)
+    assert (again.made, again.found) == (1, 0)
+    assert torch.equal(Cache(tmp_path).get("latents", where, torch.zeros), right), "and is whole again"
+
+
+def test_a_cache_file_at_anothers_address_is_not_believed(tmp_path: Path) -> None:
+    """Someone copied or renamed it: the content is whole, but of another picture."""
+    one, other = address("one"), address("other")
+    Cache(tmp_path).get("latents", one, lambda: torch.zeros(2))
+    (tmp_path / "latents" / f"{one}.safetensors").rename(tmp_path / "latents" / f"{other}.safetensors")
+    assert torch.equal(Cache(tmp_path).get("latents", other, lambda: torch.ones(2)), torch.ones(2))
+
+
 FACTS = st.lists(st.text(max_size=3) | st.binary(max_size=3), max_size=4)
 
 
@@ -143,7 +180,7 @@ def test_bytes_count_as_they_are() -> None:
 def group(folder: Path, cuts: dict[int, dict[str, int]], torn: str = "") -> list[list[checkpoint.Checkpoint]]:
     """Three jobs' checkpoints after these cuts; `torn`: in the last one this job and those after it were not reached."""
     adapter = saved(folder)
-    optimizer = torch.optim.AdamW([{"params": [adapter.flat["unet"]], "part": "unet"}])
+    optimizer, _ = optimizers.create(TrainingOptions(optimizer="AdamW"), adapter)
     for cut, company in cuts.items():
         for name, step in company.items():
             if cut == max(cuts) and name >= (torn or "z"):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from trainer.buckets import Fit
 from trainer.dataset import scan
-from trainer.pictures import fitted, read_rgb
+from trainer.pictures import fitted, read_rgb, shrunk
 from trainer.protocol import TrainingOptions
 
 RED = (255, 0, 0)
@@ -89,3 +92,20 @@ def test_one_pixel_can_be_trained_on(tmp_path: Path) -> None:
     found = scan(tmp_path, options)
     (fit,) = items.fits(options, found.samples)
     assert fitted(read_rgb(tmp_path / "a.png"), fit).shape == (64, 64, 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
+def test_shrinking_takes_the_mean_of_the_area_that_a_pixel_covers(w: int, h: int, less: int, lower: int, seed: int) -> None:
+    """Against exact fractions: OpenCV's INTER_AREA, which kohya shrinks with."""
+    size = max(w - less, 1), max(h - lower, 1)
+    pixels = np.random.default_rng(seed).integers(0, 256, (h, w), np.uint8)
+
+    def cover(i: int, new: int, old: int) -> list[Fraction]:
+        begin, end = Fraction(i * old, new), Fraction((i + 1) * old, new)
+        return [max(Fraction(0), min(end, j + 1) - max(begin, j)) / (end - begin) for j in range(old)]
+
+    across, down = [cover(i, size[0], w) for i in range(size[0])], [cover(i, size[1], h) for i in range(size[1])]
+    exact = np.array(down, dtype=float) @ pixels.astype(float) @ np.array(across, dtype=float).T
+    got = np.asarray(shrunk(Image.fromarray(pixels), size))
+    assert got.shape == exact.shape
+    np.testing.assert_allclose(got, exact, atol=0.501)
