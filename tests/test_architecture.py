@@ -30,6 +30,10 @@ TORCH_FREE = (
     "trainer.protocol",
     "trainer.errors",
     "trainer.dataset",
+    "trainer.items",
+    "trainer.notes",
+    "trainer.opening",
+    "trainer.captions",
     "trainer.buckets",
     "trainer.base",
     "trainer.prompts",
@@ -60,8 +64,11 @@ PURE = (
     "orchestrator/pricing/reasons.py",
     "orchestrator/machines/inspection.py",
     "orchestrator/setup/versions.py",
+    "trainer/blocks.py",
     "trainer/objective.py",
     "trainer/buckets.py",
+    "trainer/captions.py",
+    "trainer/rotation.py",
 )
 """Time, money and noise come in as arguments: no clock, network, file or randomness of their own."""
 IMPURE_MODULES = {

@@ -58,7 +58,7 @@ class Adapter:
         """Fresh weights: A as kaiming_uniform(a=sqrt 5), that is uniform within 1/sqrt(fan_in), from the job's own stream; B zero."""
         parts = sorted({slot.target.part for slot in slots})
         layouts = {part: layout(part, [slot for slot in slots if slot.target.part == part], up_rate) for part in parts}
-        flat = {}
+        flat: dict[str, nn.Parameter] = {}
         for part, lay in layouts.items():
             vectors = {group: torch.zeros(total) for group, total in lay.totals().items()}
             generator = streams.generator(seed, f"init.{part}")
@@ -152,7 +152,7 @@ class Drop:
     """Step and first row of the pass."""
 
     def mask(self, index: int, shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        """What the values [b, cells, r] of the layer with this number are multiplied by. Kept values grow, as kohya has it; layers do not."""
+        """What the values [b, cells, r] of a layer are multiplied by. Kept values grow, as kohya has it; kept layers do not."""
         dice = torch.Generator(like.device).manual_seed(streams.key(self.seed, "drop", *self.counters, index))
 
         def kept(share: float, *size: int) -> Tensor:
@@ -257,7 +257,8 @@ class Bank:
         if not target.conv:
             low = F.linear(x, live.down)  # [b, ..., r]
             if self._drops:
-                low = (low.reshape(len(x), -1, low.shape[-1]) * self._mask(live, len(x), low.numel() // len(x) // low.shape[-1], low)).view_as(low)
+                cells = low.reshape(len(x), -1, low.shape[-1])
+                low = (cells * self._mask(live, len(x), cells.shape[1], low)).view_as(low)
             return F.linear(low, live.up)  # [b, ..., out]
         low = _conv(x, live.down.view(target.shapes(live.ranks[0])[0]), layer)  # [b, r, h, w]
         if self._drops:
@@ -266,6 +267,7 @@ class Bank:
         return F.conv2d(low, live.up[:, :, None, None])  # [b, out, h, w]
 
     def _grouped(self, live: _Live, target: Target, layer: Any, x: Tensor) -> Tensor:
+        assert live.column is not None
         groups, rank, _ = live.down.shape
         each = len(x) // groups
         if target.wide:

@@ -198,7 +198,8 @@ def prepare(job: JobSpec, place: Place) -> Run:
     place.pause(job)
     model = place.model(foundation_of(job, place, dtype))
     course = items.course(job, trained, found.priors)
-    slots = selection.slots_of(job, model.targets(list(rates)), model.family.convolutions(model) if job.conv_rank else [], model.family.key_of)
+    convolutions = model.family.convolutions(model) if job.conv_rank else []
+    slots = selection.slots_of(job, model.targets(list(rates)), convolutions, model.family.key_of)
     selection.expect_all_parts(job, slots, rates)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(found.samples) + len(found.priors)} pictures"))
     hashes = hashes_of([*found.samples, *found.priors])

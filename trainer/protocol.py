@@ -197,13 +197,19 @@ class TrainingOptions(Message):
         {}, description="What the learning rate of layers is multiplied by, by pattern, the last that fits wins; 0 leaves out."
     )
     block_ranks: tuple[Annotated[int, Field(ge=0, le=1024)], ...] = Field(
-        (), max_length=64, description="Ranks of the UNet's blocks, as kohya's block_dims: 25 numbers for sd15 and sd2, 23 for sdxl; 0 leaves out."
+        (),
+        max_length=64,
+        description="Ranks of the UNet's blocks, as kohya's block_dims: 25 numbers for sd15 and sd2, 23 for sdxl; 0 leaves out.",
     )
     block_lr: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = Field(
         (), max_length=64, description="What the blocks' learning rates are multiplied by, counted like `block_ranks`; 0 leaves out."
     )
-    lora_plus_ratio: float = Field(1.0, gt=0, le=1000, description="Learning rate of B over that of A (LoRA+); 16 is its paper's, 1 the usual.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the values between A and B left out at each step (kohya: network_dropout).")
+    lora_plus_ratio: float = Field(
+        1.0, gt=0, le=1000, description="Learning rate of B over that of A (LoRA+); 16 is its paper's, 1 the usual."
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the values between A and B left out at each step (kohya: network_dropout)."
+    )
     rank_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the ranks left out for each sample.")
     module_dropout: float = Field(0.0, ge=0, lt=1, description="Share of the layers left out at each step.")
     learning_rate: float = Field(1e-4, ge=0, description="Learning rate of every part that has none of its own.")
