@@ -295,8 +295,9 @@ class _Reader:
         self._family(merged)
         self._recipe(merged)
         folder = self.file.absolute().parent
-        if "dataset" in merged.values:
-            merged.values["dataset"] = str(_resolved(folder, merged.values["dataset"]))
+        for key in ("dataset", "masks", "regularisation"):
+            if key in merged.values:
+                merged.values[key] = str(_resolved(folder, merged.values[key]))
         if "base" in merged.values:
             merged.values["base"] = _base(folder, merged.values["base"])
         title = f'job "{short(merged.values["name"])}"' if "name" in merged.values else f"job {index + 1}"

@@ -51,7 +51,7 @@ def _lay_out(session: Path, name: str, jobs: Sequence[CheckedJob]) -> None:
     for stale in ("events.jsonl", "stop"):
         (session / stale).unlink(missing_ok=True)
     for job in jobs:
-        spec = spec_of(job, base=job.base.location, dataset=str(job.check.dataset.absolute()))
+        spec = spec_of(job, base=job.base.location, **{key: str(folder.absolute()) for key, (folder, _) in job.folders.items()})
         target = session / "jobs" / job.name / "job.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(spec.model_dump_json(indent=1))

@@ -34,7 +34,6 @@ from .ship import Item, Shipment, base_items, item, items_below
 
 TRAINER_BYTES = 500_000
 """The trainer and what sets the machine up."""
-CAPTION_SUFFIXES = (".txt", ".caption")
 CHECKPOINTS_KEPT = 2
 """Of each job, by the trainer; as many are sent to the next machine."""
 
@@ -68,10 +67,19 @@ class CheckedJob:
         return bool(self.config.save_every_steps or self.config.save_every_epochs)
 
     @property
+    def folders(self) -> dict[str, tuple[Path, tuple[Path, ...]]]:
+        """Key of the job -> the folder that it names, and what of it is sent: what will be read, and nothing else."""
+        named = {
+            "dataset": (self.config.dataset, self.check.files),
+            "masks": (self.config.masks, self.check.masks),
+            "regularisation": (self.config.regularisation, self.check.prior_files),
+        }
+        return {key: (folder, tuple(dict.fromkeys(files))) for key, (folder, files) in named.items() if folder and files}
+
+    @property
     def files(self) -> list[Path]:
-        """What is sent of the dataset: the pictures that will be trained on, and the captions beside them."""
-        captions = [image.with_suffix(suffix) for image in self.check.images for suffix in CAPTION_SUFFIXES]
-        return [*self.check.images, *(c for c in dict.fromkeys(captions) if c.is_file())]
+        """All that is sent for this job, but its base."""
+        return [file for _, files in self.folders.values() for file in files]
 
 
 def checked_jobs(config: RunConfig, checked: Checked) -> list[CheckedJob]:
@@ -185,13 +193,17 @@ def make_order(
     specs: list[JobSpec] = []
     bases: dict[Path, str] = {}
     for job in jobs:
-        local, data, root = job.local_base, f"jobs/{job.name}/data", job.check.dataset.parent
+        local = job.local_base
         if local is not None and local not in bases:
             bases[local], files = base_items(local)
             items += files
-        items += [item(root, file.relative_to(root).as_posix(), data) for file in job.files]
         base = job.base.location if local is None else bases[local]
-        specs.append(spec_of(job, base=base, dataset=f"{data}/{job.check.dataset.name}"))
+        places = {}
+        for key, (chosen, used) in job.folders.items():
+            there = f"jobs/{job.name}/{'data' if key == 'dataset' else key}"
+            items += [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
+            places[key] = f"{there}/{chosen.name}"
+        specs.append(spec_of(job, base=base, **places))
         target = ship / "jobs" / job.name / "job.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(specs[-1].model_dump_json(indent=1))
@@ -240,7 +252,7 @@ def requirements(config: RunConfig, disk_gib: int) -> Requirements:
     )
 
 
-def spec_of(job: CheckedJob, *, base: str, dataset: str) -> JobSpec:
+def spec_of(job: CheckedJob, *, base: str, dataset: str, masks: str | None = None, regularisation: str | None = None) -> JobSpec:
     """The trainer's view of a job, with its paths as the training machine sees them."""
     return JobSpec(
         **job.config.training_options().model_dump(),
@@ -249,6 +261,8 @@ def spec_of(job: CheckedJob, *, base: str, dataset: str) -> JobSpec:
         base=base,
         base_revision=job.config.base_revision,
         dataset=dataset,
+        masks=masks,
+        regularisation=regularisation,
         output=f"jobs/{job.name}/out",
     )
 
@@ -278,10 +292,10 @@ def _work(job: CheckedJob) -> Work:
         name=job.name,
         family=family_of(job),
         steps=steps,
-        images=job.check.pictures,
+        images=(job.check.pictures + job.check.priors) * (1 + len(options.more_resolutions)),
         batch_size=options.batch_size,
         gradient_accumulation=options.gradient_accumulation,
-        resolution=options.resolution,
+        resolution=max(options.resolution, *options.more_resolutions, 0),  # the largest: memory must do for it
         rank=options.rank,
         gradient_checkpointing=options.gradient_checkpointing,
         trains_text=bool(options.text_encoder_lr or options.text_encoder_2_lr),

@@ -139,9 +139,9 @@ def epochs_for_all(course: Course) -> int:
 
 def words_of_priors(course: Course) -> str:
     """What becomes of the regularisation pictures."""
-    many, epochs = len(course.rotation.priors), epochs_for_all(course)
-    turns = "every epoch uses each of them" if epochs == 1 else f"they take turns, and after {epochs} epochs each has been used"
-    return f"{many} regularisation pictures, shown {course.plan.priors} times an epoch beside {course.plan.images}: {turns}."
+    epochs = epochs_for_all(course)
+    turns = "each of them in every epoch" if epochs == 1 else f"they take turns, and after {epochs} epochs each has been used"
+    return f"an epoch shows {course.plan.images} pictures and {course.plan.priors} of regularisation: {turns}"
 
 
 def total_steps(options: TrainingOptions, samples: Sequence[Sample], priors: Sequence[Sample] = ()) -> int:

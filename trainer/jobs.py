@@ -208,7 +208,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
         trained_on = len(course.items) - len(found.priors) * course.rotation.resolutions
         priors, repeats = range(trained_on, len(course.items)), course.rotation.repeats(0)
         data = replace(data, repeats=repeats, rotation=course.rotation, priors=priors)
-        warn(job, place, items.words_of_priors(course))
+        warn(job, place, f"{items.words_of_priors(course)}.")
     measure = cached(job, place, model, items.measured(job, held), hashes)
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=_needed_encoders(job, model))
@@ -478,7 +478,7 @@ def measure(run: Run) -> None:
         raise TrainingError("LRY-TRAIN-NAN", f"the held-out loss is not finite after step {run.lane.step}.", "Lower the learning rate.")
     if run.best is not None and ruined(loss, run.best[1]):
         message = f"the held-out loss is {loss:.4g} after step {run.lane.step}; the best was {run.best[1]:.4g} at step {run.best[0]}."
-        raise TrainingError("LRY-TRAIN-SPIKE", message, "Lower the learning rate; what was saved before is good.")
+        raise TrainingError("LRY-TRAIN-HELDOUT", message, "Lower the learning rate; what was saved before is good.")
     run.measured = run.lane.step, loss
     best = run.best is None or loss < run.best[1]
     run.best = run.measured if best else run.best

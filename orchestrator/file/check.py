@@ -13,9 +13,10 @@ from pathlib import Path
 
 from orchestrator.config import LoraConfig, RunConfig, finding_at
 from orchestrator.errors import ConfigError, DatasetError, Finding, WithFindings
-from trainer import dataset
+from trainer import dataset, items
 from trainer.base import Base, expect_family, inspect_base
 from trainer.errors import TrainerError
+from trainer.notes import Problem, printable
 from trainer.prompts import parse_prompts
 from trainer.protocol import FAMILIES
 
@@ -30,15 +31,20 @@ class JobCheck:
     dataset: Path
     reading: str
     """In words, how the folder was understood."""
-    images: tuple[Path, ...] = ()
-    """Every picture that will be trained on; its caption lies beside it."""
+    files: tuple[Path, ...] = ()
+    """Every picture that will be trained on, and every caption that is read."""
+    masks: tuple[Path, ...] = ()
+    prior_files: tuple[Path, ...] = ()
+    """Regularisation pictures and their captions."""
     pictures: int = 0
+    priors: int = 0
+    """Regularisation pictures."""
     captions: int = 0
     """Pictures whose caption is not empty."""
     samples: int = 0
-    """Pictures with their repeats: one epoch."""
+    """Pictures with their repeats, at every resolution, regularisation included: one epoch."""
     buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    """Width and height of a bucket -> pictures in it, repeats not counted."""
+    """Width and height of a bucket -> pictures in it, at every resolution, repeats not counted."""
     steps: int = 0
     epochs: int = 0
     base: Base | None = None
@@ -54,6 +60,8 @@ class JobCheck:
             "reading": self.reading,
             "pictures": self.pictures,
             "captions": self.captions,
+            "masks": len(self.masks),
+            "regularisation": self.priors,
             "samples": self.samples,
             "buckets": [{"width": width, "height": height, "pictures": count} for (width, height), count in self.buckets.items()],
             "steps": self.steps,
@@ -98,21 +106,26 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
     base, findings = _base(config, index, job)
     findings += _prompts(config, index, job)
     scan = _scanned(job)
-    findings += [_of_dataset(config, index, job, problem) for problem in scan.problems]
+    findings += [_of_dataset(config, index, problem) for problem in scan.problems]
     looked = JobCheck(name=job.name, dataset=job.dataset, reading=scan.reading, base=base, family=_family(job, base))
     if not scan.samples:
         return looked, findings
     try:
-        plan = dataset.plan(job, scan.samples)
-        buckets = Counter(fit.bucket for fit in dataset.fits(job, scan.samples))
+        course = items.course(job, items.split(job, scan.samples)[0], scan.priors)
+        plan = course.plan
+        buckets = Counter(item.bucket for item in items.items(job, scan.samples))
     except ValueError as error:  # a resolution below one bucket step
         return looked, [*findings, finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error))]
     counted = replace(
         looked,
-        images=tuple(sample.image for sample in scan.samples),
+        reading=f"{scan.reading}; {items.words_of_priors(course)}" if scan.priors else scan.reading,
+        files=tuple(path for sample in scan.samples for path in sample.files),
+        masks=tuple(dict.fromkeys(sample.mask for sample in scan.samples if sample.mask)),
+        prior_files=tuple(path for sample in scan.priors for path in sample.files),
         pictures=len(scan.samples),
+        priors=len(scan.priors),
         captions=sum(bool(sample.caption) for sample in scan.samples),
-        samples=sum(sample.repeats for sample in scan.samples),
+        samples=sum(sample.repeats for sample in scan.samples) * len(items.resolutions(job)) + plan.priors,
         buckets=dict(sorted(buckets.items())),
         steps=plan.steps,
         epochs=plan.epochs,
@@ -122,9 +135,9 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
 
 def _scanned(job: LoraConfig) -> dataset.Scan:
     try:
-        return dataset.scan(job.dataset, job)
+        return dataset.scan(job.dataset, job, masks=job.masks, regularisation=job.regularisation)
     except OSError as error:  # a disk that fails under us, a folder that goes away
-        problem = dataset.Problem(
+        problem = Problem(
             code="LRY-DATA-UNREADABLE",
             path=error.filename or "",
             message=f"cannot be read: {error.strerror}",
@@ -133,14 +146,14 @@ def _scanned(job: LoraConfig) -> dataset.Scan:
         return dataset.Scan((), (problem,), "nothing")
 
 
-def _of_dataset(config: RunConfig, index: int, job: LoraConfig, problem: dataset.Problem) -> Finding:
+def _of_dataset(config: RunConfig, index: int, problem: Problem) -> Finding:
     """The trainer's problem in our words; a folder that is not there is put right in the config."""
     if problem.code in {"LRY-DATA-MISSING", "LRY-DATA-EMPTY"}:
-        return finding_at(config, index, "dataset", problem.code, problem.message, hint=problem.hint)
+        return finding_at(config, index, problem.key, problem.code, problem.message, hint=problem.hint)
     return Finding(
         code=problem.code,
         message=problem.message,
-        path=str(job.dataset / problem.path),
+        path=printable(str(problem.file)) if problem.file else problem.path,
         line=problem.line,
         hint=problem.hint,
         severity=problem.severity,

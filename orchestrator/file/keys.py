@@ -90,6 +90,12 @@ class LoraConfig(TrainingOptions):
     dataset: Path = Field(
         description="Folder of pictures: kohya's `10_trigger class` folders, or pictures with .txt captions. Relative to this file."
     )
+    masks: Path | None = Field(
+        None, description="Folder with a mask for each picture, white where the loss counts: same names, laid out alike or flat."
+    )
+    regularisation: Path | None = Field(
+        None, description="Folder of pictures that show what is not to change, as in `1_woman`; they make up half of every epoch."
+    )
     base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
     base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
     family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")

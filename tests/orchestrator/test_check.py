@@ -14,7 +14,7 @@ from PIL import Image
 from orchestrator.config import load
 from orchestrator.errors import ConfigError, DatasetError
 from orchestrator.file.check import Checked, check, counts, refusal, summary
-from trainer import dataset
+from trainer import dataset, items
 
 
 def picture(file: Path, size: tuple[int, int] = (640, 512), caption: str | None = "lisabp woman, in a park") -> None:
@@ -61,7 +61,7 @@ def test_a_dataset_is_counted_as_the_trainer_counts_it(looked, tmp_path):
     assert (job.pictures, job.captions, job.samples) == (5, 5, 30)
     assert sum(job.buckets.values()) == 5
     assert len(job.buckets) == 2
-    assert job.steps == dataset.total_steps(config.jobs[0], scan.samples) == 10 * (9 + 6)
+    assert job.steps == items.total_steps(config.jobs[0], scan.samples) == 10 * (9 + 6)
     assert job.reading == scan.reading
     assert checked.findings == ()
     assert refusal(checked) is None
@@ -185,6 +185,51 @@ def test_what_is_shown_of_a_job_says_what_will_happen(looked, tmp_path):
     assert "576x448: 3" in text
     assert checked.jobs[0].as_json()["steps"] == 30
     assert counts(checked.findings) == ""
+
+
+def test_masks_and_regularisation_are_looked_at_and_counted(looked, tmp_path):
+    """Relative to the file, as the dataset is; steps double, as kohya's do."""
+    for number in range(4):
+        picture(tmp_path / f"lisa/2_lisabp woman/{number}.png", (512, 512))
+        picture(tmp_path / f"masks/{number}.png", (512, 512), caption=None)
+    for number in range(20):
+        picture(tmp_path / f"reg/1_woman/{number}.png", (520, 512))
+    checked = looked("epochs = 5", 'masks = "masks"', 'regularisation = "reg"')
+    assert checked.findings == ()
+    (job,) = checked.jobs
+    assert (job.pictures, len(job.masks), job.priors, job.samples, job.steps) == (4, 4, 20, 16, 80)
+    assert (job.as_json()["masks"], job.as_json()["regularisation"]) == (4, 20)
+    text = "\n".join(summary(job))
+    assert "masks for 4 of 4 pictures; regularisation: parent of 1 kohya folder: `1_woman` (x1), 20 pictures" in text
+    assert "an epoch shows 8 pictures and 8 of regularisation: they take turns, and after 3 epochs each has been used" in text
+
+
+def test_a_folder_beside_the_dataset_that_is_not_there_is_put_right_at_its_own_line(looked, tmp_path):
+    picture(tmp_path / "lisa/a.png")
+    found = looked('masks = "nowhere"', 'regularisation = "nothing"').errors
+    assert [(f.code, f.path, f.line) for f in found] == [("LRY-DATA-MISSING", str(tmp_path / "lorry.toml"), line) for line in (9, 10)]
+
+
+def test_what_is_wrong_in_a_folder_is_named_by_its_whole_path(looked, tmp_path):
+    picture(tmp_path / "lisa/4_dog/a.png")
+    (tmp_path / "lisa/4_dog/b.png").write_bytes(b"")
+    (tmp_path / "reg").mkdir()
+    (tmp_path / "reg/c.png").write_bytes(b"")
+    found = looked('regularisation = "reg"').errors
+    assert {f.path for f in found if f.code == "LRY-DATA-ZERO"} == {str(tmp_path / "lisa/4_dog/b.png"), str(tmp_path / "reg/c.png")}
+
+
+def test_every_file_that_is_left_out_is_named(looked, tmp_path):
+    """Whatever lies in the folders: it is trained on, or it is said by name that it is not."""
+    picture(tmp_path / "lisa/4_dog/a.png")
+    left = ["lisa/loose.png", "lisa/4_dog/below/b.png", "lisa/other/c.png", "lisa/4_dog/.hidden.png", "lisa/4_dog/notes.md",
+            "lisa/4_dog/a.npz", "lisa/4_dog/d.gif", "lisa/4_dog/stray.txt", "lisa/4_dog/film.mp4"]  # fmt: skip
+    for name in left:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((tmp_path / "lisa/4_dog/a.png").read_bytes())
+    said = " ".join(f"{finding.path} {finding.message}" for finding in looked().findings)
+    assert [name for name in left if Path(name).name not in said] == []
 
 
 def test_checking_needs_neither_torch_nor_network(tmp_path):

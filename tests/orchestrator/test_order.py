@@ -125,6 +125,35 @@ def test_what_is_sent_is_pictures_captions_base_trainer_and_set_up_and_nothing_e
     assert {"trainer/__init__.py", "trainer/supervisor.py", "setup/bootstrap.sh", "setup/requirements.txt"} <= rest
 
 
+def test_masks_and_regularisation_pictures_are_sent_and_found(tmp_path: Path):
+    """What will be read of them, and no more; the estimate counts their bytes, and the pictures that are encoded."""
+    for n in range(3):
+        mask = tmp_path / f"data sets/masks/6_lisabp woman/it's {n}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (64, 64), 255).save(mask)
+        picture(tmp_path / f"data sets/reg/1_woman/r{n}.png")
+    (tmp_path / "data sets/reg/1_woman/notes.md").write_text("private")
+    (tmp_path / "data sets/masks/stray.png").write_bytes(mask.read_bytes())
+    plain = Desk(tmp_path, "base")
+    config = (tmp_path / "lorry.toml").read_text()
+    more = 'masks = "data sets/masks"\nregularisation = "data sets/reg"\nmore_resolutions = [640]\n'
+    (tmp_path / "lorry.toml").write_text(config.replace('dataset = "data sets/lisa"\n', 'dataset = "data sets/lisa"\n' + more))
+    jobs = checked_jobs(load(tmp_path / "lorry.toml"), check(load(tmp_path / "lorry.toml")))
+    counted, folder = load_of(jobs), Home(tmp_path / "home").new_run("more")
+    order = make_order(plain.config, jobs, counted, folder, cap_usd=plain.config.budget.max_usd, disk_gib=10)
+    job = order.jobs[0]
+    assert (job.masks, job.regularisation) == ("jobs/lisa/masks/masks", "jobs/lisa/regularisation/reg")
+    sent = {i.remote for i in order.items}
+    assert {n for n in sent if n.startswith("jobs/lisa/masks")} == {f"{job.masks}/6_lisabp woman/it's {n}.png" for n in range(3)}
+    assert {n for n in sent if n.startswith("jobs/lisa/reg")} == {
+        f"{job.regularisation}/1_woman/r{n}.{kind}" for n in range(3) for kind in ("png", "txt")
+    }
+    extra = [i.size for i in order.items if i.remote.startswith(("jobs/lisa/masks", "jobs/lisa/reg"))]
+    assert counted.jobs[0].dataset_bytes == plain.load.jobs[0].dataset_bytes + sum(extra)
+    assert (counted.jobs[0].images, counted.jobs[0].resolution) == (12, 640)
+    assert order.jobs[1].masks is None
+
+
 def test_every_hash_in_the_order_is_that_of_the_file(desk: Desk):
     order = desk.order()
     assert len(order.items) > 20
