@@ -6,8 +6,8 @@ from . import commands
 from .crashpoints import crashpoint
 from .errors import MachineFailed
 from .lifecycle import Phase, Signal
+from .machines.reaching import Machine
 from .order import CHECKPOINTS_KEPT
-from .rent import Machine
 from .ship import Shipment, item, send
 from .trip import Trip
 

@@ -9,37 +9,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from decimal import Decimal
 from typing import Any
 
-from providers.base import Instance, InstanceStatus, LaunchSpec, Offer
+from providers.base import LaunchSpec, Offer
 from providers.errors import AuthError, NoCapacity, ProviderError, Refused
 
 from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
-from .lease import Lease, NeverCreated, is_ours, label_trouble
+from .lease import Lease, NeverCreated
 from .ledger import Attempt
-from .lifecycle import Phase, Signal
+from .lifecycle import Phase
 from .machines import guarding
 from .machines.guarding import GuardUnproven, guarded
 from .machines.inspecting import Unfit, inspected
 from .machines.memory import Fault
+from .machines.reaching import Machine, lets_in, reach
 from .machines.trying import Failed, affordable, enough, hint, loss_remembered, offer_of, remember, tried, written
 from .plan import Candidate, is_own
 from .safety.reconcile import label_for
-from .shell import Shell, make_keys
+from .shell import make_keys
 from .trip import Trip
 
 POLL_S = 1.0
-OVER = frozenset({InstanceStatus.GONE, InstanceStatus.STOPPED})
-"""What a machine that boots does not come back from: its image does not start, or somebody bid more."""
-DEARER = Decimal("1.02")
-"""A price may differ from its offer by rounding; more than this was never agreed to."""
-LAST_LOOKS_S = 10.0
-"""A machine that was waited for beside another gets so long at least."""
 PROGRESS = tuple(Phase)
 """Phases in the order of a lease's life."""
-MISSED_LOOKS = 5
-"""A cloud may not know a new machine by its id for some seconds."""
 
 
 class OwnMachineUnfit(LorryError):
@@ -47,21 +39,6 @@ class OwnMachineUnfit(LorryError):
 
     code = "LRY-OWN-MACHINE"
     exit_code = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """A leased machine that lets us in."""
-
-    lease: Lease
-    shell: Shell
-    proven: bool = False
-    """Whether this process has seen its guard work and its hardware be what was offered."""
-
-    @property
-    def number(self) -> int:
-        """The attempt's number."""
-        return self.lease.number
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +80,7 @@ def visited(trip: Trip) -> Iterator[Machine]:
     taken = trip.book().current
     if taken is None or taken.phase not in {Phase.TRAINING, Phase.PULLING}:
         raise UsageError(f"run {trip.order.run} has no machine that trains now", hint="lorry ps shows where it stands")
-    machine = _reach(trip, Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock))
+    machine = reach(trip, Lease.adopt(trip.provider(taken.provider), taken, ledger=trip.ledger, clock=trip.clock))
     if isinstance(machine, Failed):
         raise MachineFailed(
             "the machine does not answer", hint=f"lorry attach {trip.order.run} takes it up, lorry down {trip.order.run} ends it"
@@ -237,27 +214,11 @@ def _quicker_first(trip: Trip, held: list[_Held]) -> list[_Held]:
         trip.check_boot()
         for one in held:
             one.waited_s = waited_s
-            if _lets_in(trip, one.lease):
+            if lets_in(trip, one.lease):
                 return [one, *(other for other in held if other is not one)]
         trip.pulse("waiting for either")
         trip.clock.sleep(POLL_S)
     return held
-
-
-def _lets_in(trip: Trip, lease: Lease) -> bool:
-    """One look. What is wrong with a machine is told when it is its turn."""
-    try:
-        instance = lease.describe()
-    except ProviderError:
-        return False
-    lease.heed(instance)
-    shell = _shell_for(trip, lease, instance, None)
-    if shell is None:
-        return False
-    try:
-        return shell.probe()
-    finally:
-        shell.close()
 
 
 def adopted(trip: Trip, taken: Attempt) -> Lease | None:
@@ -298,7 +259,7 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
 
 def _made_useful(trip: Trip, held: _Held) -> Machine | Failed:
     """Reach the machine; one that nothing was sent to yet must also show that it can end itself, and that it is what was paid for."""
-    machine = _reach(trip, held.lease, held.waited_s)
+    machine = reach(trip, held.lease, held.waited_s)
     if isinstance(machine, Failed) or trip.book().attempts[held.lease.number].phase is not Phase.SHIPPING:
         return machine
     failed = _disproved(trip, machine, held.offer)
@@ -321,74 +282,3 @@ def _disproved(trip: Trip, machine: Machine, offer: Offer) -> Failed | None:
     except MachineFailed as err:  # the link, or a command that no machine of ours fails at
         return Failed(fault=Fault.BOOT, why=str(err))
     return None
-
-
-def _reach(trip: Trip, lease: Lease, waited_s: float = 0.0) -> Machine | Failed:
-    """Wait until the cloud says where it is and it lets us in, until the boot deadline."""
-    trip.enter("boot", f"{lease.gpu} at {lease.provider.name}")
-    in_use = trip.book().attempts[lease.number].phase in {Phase.TRAINING, Phase.PULLING}
-    until = trip.clock.monotonic_s() + max(trip.order.boot_timeout_s - waited_s, LAST_LOOKS_S)
-    shell: Shell | None = None
-    words, missed, fault = "no word from the provider yet", 0, Fault.BOOT
-    while trip.clock.monotonic_s() < until:
-        (trip.check_urgent if in_use else trip.check_boot)()  # what has been trained is worth a log-in
-        try:
-            instance = lease.describe()
-        except ProviderError as err:
-            if not err.transient:
-                raise
-            words = str(err)
-            if in_use:  # nobody can be asked, maybe it is this computer that is offline: the machine trains on meanwhile
-                until = trip.clock.monotonic_s() + trip.order.boot_timeout_s
-        else:
-            words = instance.status_text or instance.status
-            missed = missed + 1 if instance.status in OVER else 0
-            if missed >= MISSED_LOOKS:
-                words = f"it is {instance.status}" + (f": {instance.status_text}" if instance.status_text else "")
-                break  # giving it back sees whether that is so
-            dearer = "" if in_use else _dearer(lease, instance)
-            lease.heed(instance)
-            if dearer:
-                words, fault = dearer, Fault.DEARER
-                break
-            shell = _shell_for(trip, lease, instance, shell)
-            if shell is not None and shell.probe():
-                if not in_use and (words := label_trouble(instance.label, lease.label)):
-                    trip.say(f"{lease.gpu} at {lease.provider.name}: {words}")
-                if in_use or is_ours(instance.label, lease.label):
-                    return _reached(lease, shell)
-                fault = Fault.UNLABELLED
-                break
-        trip.pulse(words)
-        trip.clock.sleep(POLL_S)
-    if in_use:
-        raise MachineFailed(f"it does not answer any more: {words}")
-    return Failed(fault=fault, why=f"it did not boot: {words}" if fault is Fault.BOOT else words)
-
-
-def _dearer(lease: Lease, instance: Instance) -> str:
-    """What to say of a machine that costs more than was offered; empty when it does not, or the cloud does not tell."""
-    if instance.prices is None:
-        return ""
-    asked, offered = instance.prices.usd_per_hour(lease.disk_gib), lease.prices.usd_per_hour(lease.disk_gib)
-    return f"it costs ${asked:.3f} an hour, ${offered:.3f} was offered" if asked > offered * DEARER else ""
-
-
-def _shell_for(trip: Trip, lease: Lease, instance: Instance, known: Shell | None) -> Shell | None:
-    """A shell for where the instance is now; addresses may come late and change."""
-    if instance.ssh is None or instance.status is not InstanceStatus.RUNNING:
-        return None
-    if known is not None and known.endpoint == instance.ssh:
-        return known
-    shell = Shell(instance.ssh, make_keys(trip.folder.path), trip.clock)
-    shell.give_up = trip.check_urgent
-    if trip.book().attempts[lease.number].phase is Phase.BOOTING:
-        shell.forget_host()  # a new machine, maybe at an address that an old one had
-    return shell
-
-
-def _reached(lease: Lease, shell: Shell) -> Machine:
-    fingerprint = shell.connect()
-    if lease.ledger.book().attempts[lease.number].phase is Phase.BOOTING:
-        lease.ledger.record(Signal.REACHABLE, attempt=lease.number, host_key=fingerprint)
-    return Machine(lease=lease, shell=shell)

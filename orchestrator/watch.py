@@ -22,8 +22,8 @@ from .crashpoints import crashpoint
 from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
 from .fetch import Arrived, Damaged, fetch, is_home
 from .lifecycle import Phase, Signal
+from .machines.reaching import Machine
 from .progress import Progress
-from .rent import Machine
 from .shell import LocalTrouble
 from .trip import Trip
 

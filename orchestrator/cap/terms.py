@@ -19,10 +19,10 @@ from orchestrator.budget import WAY_OUT_S, rounded_up, show_usd, time_usd
 from orchestrator.errors import IntegrityError
 from orchestrator.lifecycle import Signal
 from orchestrator.machines import guarding
+from orchestrator.machines.reaching import Machine
 from orchestrator.machines.recovery import steps_at_home
 from orchestrator.order import rest_of
 from orchestrator.plan import estimate
-from orchestrator.rent import Machine
 from orchestrator.trip import Trip
 from providers.base import Offer
 from providers.errors import ProviderError

@@ -17,7 +17,7 @@ from providers.base import Provider
 from . import guard
 
 if TYPE_CHECKING:
-    from orchestrator.rent import Machine
+    from .reaching import Machine
 
 PROOF_S = 60.0
 """A guard beats every few seconds and asks its cloud once; twice that is slow, this is dead."""

@@ -17,7 +17,7 @@ from providers.base import Offer
 from .inspection import Line, Told, cuda_of, hardware_wrong, line_wrong, read
 
 if TYPE_CHECKING:
-    from orchestrator.rent import Machine
+    from .reaching import Machine
 
 PATIENCE_S = 90.0
 """The inspector ends itself after 60 s; the rest is for a Python that is slow to start."""

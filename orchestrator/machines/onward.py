@@ -16,12 +16,12 @@ from orchestrator.closing import judge
 from orchestrator.errors import Interrupted, LorryError, MachineFailed, NoOffer, OverBudget
 from orchestrator.market import market
 from orchestrator.plan import BEFORE_TRAINING, Candidate, Load, Plan
-from orchestrator.rent import OVER, Machine
 from orchestrator.trip import Trip
 from orchestrator.view import duration
 from providers.base import InstanceStatus
 from providers.errors import ProviderError
 
+from .reaching import OVER, Machine
 from .recovery import LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S, Choice, does_going_on_pay, given_up, patience_s, steps_at_home
 
 ASK_S = 2.0

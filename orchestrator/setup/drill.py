@@ -17,10 +17,11 @@ from orchestrator.errors import LorryError, MachineFailed, NoOffer, OverBudget, 
 from orchestrator.file.keys import DEFAULT_IMAGE
 from orchestrator.home import RunFolder
 from orchestrator.machines import guard
+from orchestrator.machines.reaching import Machine
 from orchestrator.market import offers
 from orchestrator.order import Order, write_order
 from orchestrator.plan import Load, Plan, Work, make_plan, worst_usd
-from orchestrator.rent import Machine, rented
+from orchestrator.rent import rented
 from orchestrator.report.receipt import progress_of
 from orchestrator.run import open_books
 from orchestrator.shell import KeyFiles, Shell

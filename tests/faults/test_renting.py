@@ -21,9 +21,10 @@ from fakes import SilentView, an_order
 from orchestrator.closing import close
 from orchestrator.errors import LorryError
 from orchestrator.home import RunFolder
+from orchestrator.machines.reaching import MISSED_LOOKS
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.rent import MISSED_LOOKS, rented
+from orchestrator.rent import rented
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools, Trip
 from providers.base import Provider, Requirements

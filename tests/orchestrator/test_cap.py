@@ -24,8 +24,8 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.machines.guarding import LOST_S, count_lost_time
+from orchestrator.machines.reaching import Machine
 from orchestrator.progress import Progress
-from orchestrator.rent import Machine
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import DESTROY_S, Tools, Trip
 from orchestrator.watch import OVERRUN_S

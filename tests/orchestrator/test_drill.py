@@ -15,9 +15,9 @@ from orchestrator.errors import Interrupted, MachineFailed, OverBudget
 from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.machines import guard
+from orchestrator.machines.reaching import Machine
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
-from orchestrator.rent import Machine
 from orchestrator.run import go_on
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.setup import drill

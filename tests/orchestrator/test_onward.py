@@ -17,10 +17,11 @@ from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
 from orchestrator.machines.onward import LOOKS, SEEK_AGAIN_S, SEEK_S, NotWorthIt, leave_behind, onward, stand_by
+from orchestrator.machines.reaching import MISSED_LOOKS, Machine
 from orchestrator.machines.recovery import FRUITLESS, LONGEST_PATIENCE_S, SHORTEST_PATIENCE_S
 from orchestrator.plan import Plan, make_plan
 from orchestrator.progress import Progress
-from orchestrator.rent import MISSED_LOOKS, Machine, rented
+from orchestrator.rent import rented
 from orchestrator.trip import Tools, Trip
 from providers.base import Instance, InstanceStatus, Prices, SSHEndpoint
 

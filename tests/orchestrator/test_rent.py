@@ -15,6 +15,7 @@ from orchestrator.errors import NoOffer
 from orchestrator.home import RunFolder
 from orchestrator.lease import WrongAccount, prices_of
 from orchestrator.ledger import Ledger
+from orchestrator.machines import reaching
 from orchestrator.plan import make_plan
 from orchestrator.progress import Progress
 from orchestrator.rent import rented
@@ -121,7 +122,7 @@ class Door:
 @pytest.fixture
 def open_doors(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     market.ssh = SSHEndpoint(host="127.0.0.1", port=22, user="root")
-    monkeypatch.setattr(rent, "Shell", Door)
+    monkeypatch.setattr(reaching, "Shell", Door)
 
 
 @pytest.mark.usefixtures("open_doors")
@@ -139,7 +140,7 @@ def test_a_label_that_was_cut_behind_the_run_is_told_and_taken(trip: Trip, marke
     monkeypatch.setattr(market, "describe", lambda instance_id: replace(seen := plain(instance_id), label=seen.label.rpartition("-x")[0]))
     lease = rent._take(trip, trip.candidates()[0])
     assert lease is not None
-    assert isinstance(rent._reach(trip, lease), rent.Machine)
+    assert isinstance(reaching.reach(trip, lease), reaching.Machine)
     assert "its label was cut to" in said(trip)
     lease.release("done")
 

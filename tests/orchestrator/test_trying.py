@@ -17,6 +17,7 @@ from orchestrator.budget import GIB
 from orchestrator.errors import MachineFailed, NoOffer
 from orchestrator.home import RunFolder
 from orchestrator.lifecycle import Signal
+from orchestrator.machines import reaching
 from orchestrator.machines.guarding import GuardUnproven
 from orchestrator.machines.memory import FORGOTTEN_AFTER, POOL_FORGOTTEN_AFTER, Fault
 from orchestrator.machines.trying import CREATES, TRIES, WASTED_S, WASTED_SHARE
@@ -139,7 +140,7 @@ def sell(count: int, **fields: object) -> list[Offer]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Desk]:
     def make(offers: list[Offer], **order: object) -> Desk:
         cloud = Cloud(offers)
-        monkeypatch.setattr(rent, "Shell", lambda endpoint, *_: Machine(cloud, endpoint))
+        monkeypatch.setattr(reaching, "Shell", lambda endpoint, *_: Machine(cloud, endpoint))
         tools = Tools(clock=cloud.clock, view=SilentView(), interrupts=Interrupts(), provider=lambda _: cloud)  # type: ignore[arg-type,return-value]
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir()

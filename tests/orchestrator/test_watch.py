@@ -19,8 +19,8 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Phase, Signal
+from orchestrator.machines.reaching import Machine
 from orchestrator.progress import Progress
-from orchestrator.rent import Machine
 from orchestrator.trip import Tools, Trip
 from orchestrator.watch import LOCAL_PAUSE_S, OVERRUN_S, STARTS, STOP_PATIENCE_S, fetch_now, pull, start, watch
 from trainer.protocol import AnyEvent, Committed, Ended, JobState, Started, Status, Step, Warned, dump_event

@@ -16,7 +16,7 @@ from orchestrator import closing, fetch, home, lease, ledger, outside, rent, run
 from orchestrator.errors import NoOffer, OverBudget
 from orchestrator.ledger import Book
 from orchestrator.lifecycle import Phase, Signal
-from orchestrator.machines import onward
+from orchestrator.machines import onward, reaching
 from orchestrator.machines.inspecting import Unfit
 from orchestrator.order import Order, rest_of
 from orchestrator.plan import Load, Plan, Work, make_plan
@@ -117,8 +117,8 @@ def install() -> None:
         module.os = SimOs
     for module in (ledger, lease, run, closing, fetch, watch):
         module.crashpoint = lambda _: None  # every effect of this world is one
-    rent.Shell = SimShell
-    rent.make_keys = _keys
+    reaching.Shell = SimShell
+    rent.make_keys = reaching.make_keys = _keys
     rent.guarding.text = lambda provider, most_s: str(most_s) if provider.self_destroy else ""
     run.ship = _ship
     for module in (run, closing, outside):
