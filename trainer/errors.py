@@ -62,6 +62,7 @@ CODES: dict[str, tuple[int, str]] = {
     "LRY-DATA-BOTH": (3, "a picture that is both trained on and kept from changing"),
     "LRY-TRAIN-NAN": (7, "the loss or the gradients are not finite"),
     "LRY-TRAIN-SPIKE": (7, "the loss has left its scale"),
+    "LRY-TRAIN-HELDOUT": (7, "the held-out loss is that of a broken adapter"),
     "LRY-TRAIN-NOGRAD": (7, "a part that should learn gets no gradient"),
     "LRY-TRAIN-OOM": (7, "out of memory"),
     "LRY-TRAIN-DISK": (7, "the disk is full or cannot be written"),

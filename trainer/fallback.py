@@ -12,7 +12,7 @@ from .errors import TrainerError
 from .jobs import Run
 from .protocol import TrainingOptions
 
-CURABLE = ("LRY-TRAIN-NAN", "LRY-TRAIN-SPIKE")
+CURABLE = ("LRY-TRAIN-NAN", "LRY-TRAIN-SPIKE", "LRY-TRAIN-HELDOUT")
 """Errors after which a smaller rate from an earlier state may do."""
 
 
@@ -21,11 +21,12 @@ def fall_back(run: Run, error: TrainerError) -> bool:
     lane = run.lane
     if error.code not in CURABLE or lane.course.ease < 1.0:
         return False
-    latest = lane.step - (course.WINDOW if error.code == "LRY-TRAIN-SPIKE" else 0)  # a spike is told by several steps
+    # A spike is told by several steps. Else, from the very same step it would only happen again.
+    latest = lane.step - (course.WINDOW if error.code == "LRY-TRAIN-SPIKE" else 1)
     every = jobs.saved(run)
     good = next((one for one in every if one.step <= latest), None)
-    if (good.step if good else 0) >= lane.step or (good is None and not run.start):
-        return False  # the very same step again would end the same way
+    if good is None and (lane.step == 0 or not run.start):
+        return False
     run.said.flush()
     lane.rewind()
     if good is not None:
