@@ -6,6 +6,7 @@ moved afterwards: the order stands.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -319,7 +320,9 @@ def _size(path: Path) -> int:
 
 
 def _unet_bytes(base: Path) -> int:
-    """Size of the UNet's weights as if in fp16; a checkpoint holds encoders too, so its size is an upper bound."""
+    """Size of the UNet's or transformer's weights as if in fp16; a checkpoint holds encoders too, so its size is an upper bound."""
     if base.is_file():
         return base.stat().st_size
-    return max((f.stat().st_size for f in (base / "unet").glob("*.safetensors")), default=0)
+    files = [(f.name, f.stat().st_size) for part in ("unet", "transformer") for f in (base / part).glob("*.safetensors")]
+    parts = sum(size for name, size in files if re.search(r"-\d+-of-\d+\.", name))
+    return parts or max((size for _, size in files), default=0)

@@ -177,7 +177,8 @@ def _vram_gib(work: Work) -> float:
     saved = cost.checkpointed_gib if work.gradient_checkpointing else cost.activations_gib
     adapter = work.rank * cost.adapter_params_per_rank * 16 / GIB  # weights, gradients and two states, all fp32
     encoders = cost.encoders_gib if work.trains_text else 0.0
-    return cost.weights_gib + encoders + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
+    training = cost.weights_gib + encoders + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
+    return max(training, cost.reading_gib + CONTEXT_GIB)
 
 
 def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:

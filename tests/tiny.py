@@ -1,6 +1,6 @@
 """Tiny random models of the true classes, and small datasets: seconds to build, no network.
 
-Usable by every test: `sd15(folder)`, `sd2(folder)`, `sdxl(folder)` write a pipeline in diffusers format, `single_file` makes one
+Usable by every test: `sd15(folder)` and its like, one a family, write a pipeline in diffusers format, `single_file` makes one
 checkpoint of it, `pictures(folder)` a dataset.
 """
 
@@ -107,6 +107,59 @@ def sdxl(folder: Path, *, prediction: str = "epsilon", zero_snr: bool = False, s
     return folder
 
 
+def t5_tokenizer(folder: Path) -> int:
+    """Write a T5 tokenizer of single letters; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,.!?'-_()"
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0), *((letter, -4.0) for letter in letters)]
+    words = Tokenizer(models.Unigram(pieces, unk_id=2))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "tokenizer.json"))
+    marks = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5TokenizerFast", "model_max_length": 512, **marks}))
+    return len(pieces)
+
+
+def t5(vocabulary_size: int) -> Any:
+    """A T5 encoder of two small layers."""
+    from transformers import T5Config, T5EncoderModel
+
+    shape = {"d_model": 80, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
+    return T5EncoderModel(T5Config(vocab_size=vocabulary_size, **shape)).eval()
+
+
+def sd3(folder: Path, *, seed: int = 0, **transformer: object) -> Path:
+    """A random SD3 pipeline: three encoders, a transformer of three blocks."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5TokenizerFast
+
+    torch.manual_seed(seed)
+    size = tokenizer(folder / "tokenizer")
+    tokenizer(folder / "tokenizer_2", "!")
+    encoders = [CLIPTextModelWithProjection(text_config(size, act, width=w)).eval() for act, w in (("quick_gelu", 32), ("gelu", 40))]
+    encoders[0].text_projection.weight.data = torch.eye(32)  # as published: a checkpoint leaves it out
+    encoders.append(t5(t5_tokenizer(folder / "tokenizer_3")))
+    shape = {
+        "sample_size": 8, "num_layers": 3, "attention_head_dim": 8, "num_attention_heads": 4, "joint_attention_dim": 80,
+        "caption_projection_dim": 32, "pooled_projection_dim": 72, "pos_embed_max_size": 32, **transformer,
+    }  # fmt: skip
+    words = [CLIPTokenizer.from_pretrained(str(folder / name)) for name in ("tokenizer", "tokenizer_2")]
+    pairs = [encoders[0], words[0], encoders[1], words[1], encoders[2], T5TokenizerFast.from_pretrained(str(folder / "tokenizer_3"))]
+    vae = small_vae(1.5305, latent_channels=16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False)
+    model = SD3Transformer2DModel(**shape).eval()
+    StableDiffusion3Pipeline(model, FlowMatchEulerDiscreteScheduler(shift=3.0), vae, *pairs).save_pretrained(folder)
+    return folder
+
+
+def sd35(folder: Path, *, seed: int = 1) -> Path:
+    """A random SD3.5 Medium: as SD3, attending twice in its first block; its encoders are others, so that no cache takes it for SD3."""
+    return sd3(folder, seed=seed, qk_norm="rms_norm", dual_attention_layers=(0,))
+
+
 def text_config(vocabulary_size: int, activation: str, *, width: int = 32) -> Any:
     """A CLIP of three small layers."""
     from transformers import CLIPTextConfig
@@ -118,14 +171,15 @@ def text_config(vocabulary_size: int, activation: str, *, width: int = 32) -> An
     )  # fmt: skip
 
 
-def small_vae(scale: float = 0.18215) -> Any:
+def small_vae(scale: float = 0.18215, **more: Any) -> Any:
     """Halves three times, as all of them do."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4, block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=64, scaling_factor=scale,
-    )  # fmt: skip
+    shape = {
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4, "sample_size": 64, "scaling_factor": scale, **more,
+    }  # fmt: skip
+    return AutoencoderKL(**shape)
 
 
 def sdxl_unet() -> dict[str, object]:

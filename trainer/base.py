@@ -20,11 +20,12 @@ MAX_HEADER = 100 * 1024 * 1024
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
-_PIPELINES = {
+PIPELINES = {
     "StableDiffusionPipeline": "sd15",
     "StableDiffusionXLPipeline": "sdxl",
     "StableDiffusion3Pipeline": "sd3",
     "FluxPipeline": "flux",
+    "ZImagePipeline": "zimage",
     "StableDiffusionInpaintPipeline": "an inpainting model",
     "StableDiffusionXLInpaintPipeline": "an SDXL inpainting model",
 }
@@ -32,7 +33,12 @@ _PIPELINES = {
 _FOLDERS = {
     "sd15": ("unet", "vae", "text_encoder", "tokenizer"),  # and sd2, which is told from it by its UNet
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-}
+    "sd3": (
+        "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3",
+    ),  # and sd35
+    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    "zimage": ("transformer", "vae", "text_encoder", "tokenizer"),
+}  # fmt: skip
 """What a whole folder of a family holds."""
 
 _DTYPE_BYTES = {
@@ -173,10 +179,8 @@ def family_of_keys(header: Mapping[str, TensorInfo]) -> str:
         raise BaseModelError(
             "LRY-BASE-NOT-A-MODEL", "the base file is a LoRA.", "A LoRA is trained on a full model: give that model's checkpoint."
         )
-    if any("double_blocks.0.img_attn" in k for k in keys):
-        return "flux"
-    if any("joint_blocks.0." in k for k in keys):
-        return "sd3"
+    if transformer := _family_of_transformer(keys):
+        return transformer
     unet = "model.diffusion_model."
     if f"{unet}input_blocks.0.0.weight" not in keys:
         if any(k.startswith(("encoder.down", "first_stage_model.")) for k in keys):
@@ -191,6 +195,17 @@ def family_of_keys(header: Mapping[str, TensorInfo]) -> str:
     if f"{unet}label_emb.0.0.weight" in keys:
         return _sdxl(keys)
     return _sd1_or_sd2(header)
+
+
+def _family_of_transformer(keys: Collection[str]) -> str | None:
+    """The family of a flow model, whose files may hold the transformer alone."""
+    if any(k.endswith("double_blocks.0.img_attn.qkv.weight") for k in keys):
+        return "flux"
+    if any("joint_blocks.0." in k for k in keys):
+        return "sd35" if any(k.endswith("joint_blocks.0.x_block.attn.ln_q.weight") for k in keys) else "sd3"
+    if any("context_refiner.0.attention." in k for k in keys) and any(k.endswith("cap_pad_token") for k in keys):
+        return "zimage"
+    return None
 
 
 def _sdxl(keys: Collection[str]) -> str:
@@ -216,7 +231,7 @@ def _sd1_or_sd2(header: Mapping[str, TensorInfo]) -> str:
 def _family_of_folder(folder: Path) -> str:
     index = _json(folder / "model_index.json", folder)
     pipeline = str(index.get("_class_name"))
-    family = _PIPELINES.get(pipeline)
+    family = PIPELINES.get(pipeline)
     if family is None:
         return f"a {pipeline}"
     if family not in _FOLDERS:
@@ -230,6 +245,8 @@ def _family_of_folder(folder: Path) -> str:
             raise _without_safetensors(folder, part)
         for path in weights:
             read_header(path)  # a download that was cut short is seen here, before anything is rented
+    if family == "sd3":
+        return "sd35" if _json(folder / "transformer" / "config.json", folder).get("qk_norm") else "sd3"
     if family != "sd15":
         return family
     config = _json(folder / "unet" / "config.json", folder)

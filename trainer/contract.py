@@ -40,6 +40,12 @@ class Foundation:
     zero_terminal_snr: bool | None = None
     clip_skip: int = 1
     """Which layer of a CLIP text encoder is read, counted from its end."""
+    zero_padding: bool = False
+    """Whether what T5 says of padding is set to zero."""
+    blank_zeros: bool = False
+    """Whether an empty caption is zeros instead of what the encoders make of it."""
+    guidance: float = 1.0
+    """What a model with a guidance embedding is told while it is trained."""
 
 
 @dataclass(frozen=True, slots=True)

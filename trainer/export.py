@@ -44,6 +44,7 @@ class Origin:
     architecture: str
     implementation: str
     prediction: str
+    """Empty for a flow model, of which modelspec says none."""
     v2: bool = False
     zero_terminal_snr: bool = False
 
@@ -204,8 +205,11 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
         "modelspec.title": final_name,
         "modelspec.resolution": f"{job.resolution}x{job.resolution}",
         "modelspec.date": today.strftime("%Y-%m-%d"),
-        "modelspec.prediction_type": origin.prediction,
     }
+    if origin.prediction:
+        values["modelspec.prediction_type"] = origin.prediction
+    else:
+        values |= _flow_settings(job)
     if job.trigger:
         values["modelspec.trigger_phrase"] = job.trigger
     values["lorry_version"] = facts.version
@@ -284,6 +288,20 @@ def _network_args(job: JobSpec) -> str | None:
     }
     args = {key: str(value) for key, value in told.items() if value}
     return json.dumps(args) if args else None
+
+
+def _flow_settings(job: JobSpec) -> dict[str, object]:
+    """What sd-scripts writes of flow models."""
+    return {
+        "ss_timestep_sampling": job.timestep_sampling,
+        "ss_weighting_scheme": job.flow_weighting,
+        "ss_logit_mean": job.logit_mean,
+        "ss_logit_std": job.logit_std,
+        "ss_mode_scale": job.mode_scale,
+        "ss_sigmoid_scale": job.logit_std,
+        "ss_discrete_flow_shift": job.flow_shift,
+        "ss_guidance_scale": job.guidance_embedding,
+    }
 
 
 def _data_facts(facts: Facts) -> dict[str, object]:

@@ -184,6 +184,7 @@ def located(error: TrainerError, run: Run) -> TrainerError:
 def prepare(job: JobSpec, place: Place) -> Run:
     """Everything up to the first step; `resume` and `say_started` come next."""
     rates = rates_of(job)
+    _check_family(job, place)
     wanted = prompts.parse_prompts(job.sample_prompts) if job.sample_every_steps else ()
     found = _read_dataset(job, place)
     trained, held = items.split(job, found.samples)
@@ -199,7 +200,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
     model = place.model(foundation_of(job, place, dtype))
     course = items.course(job, trained, found.priors)
     convolutions = model.family.convolutions(model) if job.conv_rank else []
-    slots = selection.slots_of(job, model.targets(list(rates)), convolutions, model.family.key_of)
+    slots = selection.slots_of(job, model.targets(list(rates), job.layers), convolutions, model.family.key_of)
     selection.expect_all_parts(job, slots, rates)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(found.samples) + len(found.priors)} pictures"))
     hashes = hashes_of([*found.samples, *found.priors])
@@ -243,6 +244,9 @@ def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
         prediction=job.prediction,
         zero_terminal_snr=job.zero_terminal_snr,
         clip_skip=job.clip_skip,
+        zero_padding=job.t5_padding == "zero",
+        blank_zeros=job.blank_caption == "zeros",
+        guidance=job.guidance_embedding,
     )
 
 
@@ -258,6 +262,17 @@ def rates_of(job: JobSpec) -> dict[str, float]:
             "LRY-JOB-NOTHING", "every learning rate is 0: nothing would be trained.", "Set learning_rate, unet_lr or text_encoder_lr."
         )
     return trained
+
+
+def _check_family(job: JobSpec, place: Place) -> None:
+    """What the family cannot do with the job's options: sides that do not fit are refused, options without a meaning are said."""
+    family = plugin(job.family)
+    if job.bucket_step % family.multiple:
+        message = f"bucket_step {job.bucket_step} does not fit {job.family}, whose pictures have sides in multiples of {family.multiple}."
+        raise SpecError("LRY-JOB-SPEC", message, "Set bucket_step to 64.")
+    fields = type(job).model_fields
+    if odd := [name for name in family.unused if getattr(job, name) != fields[name].default]:
+        warn(job, place, f"{', '.join(odd)} {'means' if len(odd) == 1 else 'mean'} nothing for {job.family} and changes nothing.")
 
 
 def trains_text(rates: Mapping[str, float], job: JobSpec) -> bool:
@@ -568,14 +583,17 @@ def _draw(run: Run, *, again: bool) -> None:
 def _drawn(run: Run, prompt: prompts.Prompt, number: int) -> bytes:
     """One sample as a PNG that says how it was made."""
     job, model = run.job, run.model
-    size = (prompt.width or job.resolution, prompt.height or job.resolution)
+    multiple, guidance = model.family.multiple, model.family.guidance if prompt.guidance is None else prompt.guidance
+    width, height = (side // multiple * multiple for side in (prompt.width or job.resolution, prompt.height or job.resolution))
+    size = (width, height)
     seed = streams.key(job.seed, "sample", number) % 2**32 if prompt.seed is None else prompt.seed
     with model.bank.use([run.lane.adapter], model.dtype):
         embedding, negative = run.embedding(prompt.text), run.embedding(prompt.negative)
-    drawing = Drawing(size=size, seed=seed, guidance=prompt.guidance, steps=prompt.steps)
+    drawing = Drawing(size=size, seed=seed, guidance=guidance, steps=prompt.steps)
     picture = model.draw(embedding, negative, drawing, run.lane.adapter)
     about = PngInfo()
-    settings = f"Steps: {prompt.steps}, Sampler: DDIM, CFG scale: {prompt.guidance:g}, Seed: {seed}, Size: {size[0]}x{size[1]}"
+    drawn_by = f"Sampler: {model.family.sampler}, CFG scale: {guidance:g}"
+    settings = f"Steps: {prompt.steps}, {drawn_by}, Seed: {seed}, Size: {width}x{height}"
     negative_line = f"\nNegative prompt: {prompt.negative}" if prompt.negative else ""
     about.add_itxt("parameters", f"{prompt.text}{negative_line}\n{settings}")  # as A1111 writes and others read it
     about.add_itxt("lorry", json.dumps({"job": job.name, "step": run.lane.step, "prompt": prompt.text, "seed": seed}))

@@ -25,7 +25,8 @@ class Prompt:
     height: int | None = None
     seed: int | None = None
     """None: derived from the job's seed, so that every drawing of one run shows the same noise."""
-    guidance: float = 7.5
+    guidance: float | None = None
+    """None: what is usual for the family."""
     steps: int = 30
 
 

@@ -33,7 +33,7 @@ PROTOCOL_VERSION = 1
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names become file names on three systems: letters, digits, dot, dash and underscore only."""
 
-FAMILIES = ("sd15", "sd2", "sdxl")
+FAMILIES = ("sd15", "sd2", "sdxl", "sd3", "sd35")
 """Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
 
 LR_SCHEDULERS = (
@@ -266,6 +266,39 @@ class TrainingOptions(Message):
     zero_terminal_snr: bool | None = Field(
         None,
         description="Whether the last timestep is noise alone. Read from the base when not given; v-prediction bases of today want it.",
+    )
+    timestep_sampling: Literal["logit_normal", "uniform", "mode", "sigmoid"] = Field(
+        "logit_normal",
+        description="How often each noise level of a flow model is trained: `mode` is the SD3 paper's, `sigmoid` is kohya's.",
+    )
+    logit_mean: float = Field(0.0, ge=-10, le=10, description="Mean of `logit_normal`; above 0 more of the noisy levels are seen.")
+    logit_std: float = Field(1.0, gt=0, le=10, description="Width of `logit_normal`, and of `sigmoid` (kohya: sigmoid_scale).")
+    mode_scale: float = Field(1.29, ge=-1, le=1.75, description="Scale of `mode`; 0 is `uniform`, above 0 the middle levels are seen more.")
+    flow_shift: float | None = Field(
+        None, gt=0, le=100, description="Moves a flow model's levels towards noise: 3 is usual, 1 leaves them. The base's when not given."
+    )
+    resolution_shift: bool | None = Field(
+        None, description="Shift by the size of each bucket, as FLUX does it, instead of by one number. As the base does it when not given."
+    )
+    loss_space: Literal["velocity", "x0"] = Field(
+        "velocity",
+        description="What a flow model's error is taken of: the velocity (SimpleTuner, ai-toolkit), or the clean picture (SD3 in kohya and "
+        "diffusers), which counts low noise less and wants a higher learning rate.",
+    )
+    flow_weighting: Literal["none", "sigma_sqrt", "cosmap"] = Field("none", description="Loss weight by noise level, as in the SD3 paper.")
+    t5_length: Literal[77, 154, 256, 512] | None = Field(
+        None,
+        description="Tokens that T5, or what is in its place, reads of a caption; when not given 154 for SD3, 512 for FLUX and Z-Image.",
+    )
+    t5_padding: Literal["kept", "zero"] = Field(
+        "kept", description="What T5 says of padding: kept, as the models were trained and pictures are drawn, or set to zero."
+    )
+    blank_caption: Literal["encoded", "zeros"] = Field(
+        "encoded", description="What an empty caption is for SD3 and FLUX: what the encoders make of it, or zeros in its place."
+    )
+    guidance_embedding: float = Field(1.0, ge=0, le=100, description="Guidance that FLUX.1-dev is told of while it is trained.")
+    layers: Literal["kohya", "attention"] = Field(
+        "kohya", description="Layers that get an adapter: those of kohya's files, or the attention alone as in diffusers' examples."
     )
     loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = Field(
         "l2", description="Distance between answer and target; `huber` minds outliers less (pseudo-Huber, as in kohya)."

@@ -83,7 +83,7 @@ def _kind(spec: JobSpec, place: Place) -> tuple[object, ...]:
         return ()  # it will end with this error in its own turn
     if jobs.trains_text(rates, spec):
         return ()
-    return foundation, tuple(rates), spec.gradient_checkpointing
+    return foundation, tuple(rates), spec.layers, spec.gradient_checkpointing
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = (
     (r"stable-diffusion-v1-\d", "sd15"),
     (r"stable-diffusion-2", "sd2"),
     (r"stable-diffusion-xl|sdxl|animagine-xl|illustrious|noobai|pony-diffusion-v6", "sdxl"),
+    (r"stable-diffusion-3\.5", "sd35"),
     (r"stable-diffusion-3", "sd3"),
     (r"flux\.1", "flux"),
 )

@@ -34,6 +34,8 @@ class Cost:
     """Weights of the real one in fp16; a smaller base is cheaper in proportion."""
     hub_bytes: float
     """What a machine downloads for a base from a hub."""
+    reading_gib: float = 0.0
+    """Needed while captions are read, the largest encoder on the card and the denoiser not yet."""
     adapter_params_per_rank: int
     """All linear layers, and 1x1 convolutions, of the transformer blocks."""
 
@@ -74,6 +76,35 @@ COSTS: Mapping[str, Cost] = {
         denoiser_bytes=5.14e9,
         hub_bytes=13.9e9,
         adapter_params_per_rank=2_659_840,
+    ),
+    # Flow models: FLOPs of a forward pass counted as above, times 2.2; activations worked out from the layers' widths.
+    "sd3": Cost(
+        side=1024,
+        tflop_per_sample=19.0,
+        checkpointing_factor=1.45,
+        host_s_per_step=0.30,
+        weights_gib=4.2,
+        encoders_gib=1.55,
+        activations_gib=5.1,
+        checkpointed_gib=0.60,
+        denoiser_bytes=4.06e9,
+        hub_bytes=15.5e9,
+        reading_gib=9.2,
+        adapter_params_per_rank=1_818_624,
+    ),
+    "sd35": Cost(  # Large; Medium is 0.28 of it
+        side=1024,
+        tflop_per_sample=66.5,
+        checkpointing_factor=1.45,
+        host_s_per_step=0.45,
+        weights_gib=15.4,
+        encoders_gib=1.55,
+        activations_gib=12.7,
+        checkpointed_gib=1.2,
+        denoiser_bytes=16.11e9,
+        hub_bytes=27.9e9,
+        reading_gib=9.2,
+        adapter_params_per_rank=4_581_888,
     ),
 }
 

@@ -247,7 +247,7 @@ def test_everything_wrong_is_said_at_once(findings):
         ('"runpod"', '"runpond"', "PROVIDER", '"runpond"]', 'write "runpod"'),
         ('["vast", "runpod"]', "[]", "VALUE", "[]", ""),
         ('"character"', '"charakter"', "RECIPE", '"charakter"', 'write "character"'),
-        ("recipe =", 'family = "sd51"\nrecipe =', "FAMILY", '"sd51"', 'write "sd15"'),
+        ("recipe =", 'family = "sd1"\nrecipe =', "FAMILY", '"sd1"', 'write "sd15"'),
         ("steps = 2000", "steps = 2000.0", "TYPE", "2000.0", "write steps = 2000"),
         ("steps = 2000", "steps = 1e999999", "TYPE", "1e999999", ""),
         ("steps = 2000", "steps = 0", "VALUE", "0", ""),

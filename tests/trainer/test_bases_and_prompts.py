@@ -33,7 +33,9 @@ SINGLE = {
     "sd2": (UNET, "cond_stage_model.model.transformer.resblocks.0.ln_1.weight"),
     "sdxl": (UNET, "model.diffusion_model.label_emb.0.0.weight", "conditioner.embedders.0.transformer.x"),
     "sd3": ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",),
+    "sd35": ("joint_blocks.0.x_block.attn.qkv.weight", "joint_blocks.0.x_block.attn.ln_q.weight"),
     "flux": ("double_blocks.0.img_attn.qkv.weight",),
+    "zimage": ("context_refiner.0.attention.qkv.weight", "cap_pad_token"),
 }
 
 
@@ -43,7 +45,7 @@ def test_a_checkpoint_tells_its_family_by_its_keys(family: str, tmp_path: Path) 
     assert (base.kind, base.family) == ("checkpoint", family)
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3", "sd2", "flux"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "sd35", "sd2", "flux", "zimage"])
 def test_a_base_of_another_family_is_refused_by_name(family: str, tmp_path: Path) -> None:
     base = inspect_base(checkpoint_file(tmp_path / "m.safetensors", *SINGLE[family]), tmp_path)
     with pytest.raises(BaseModelError, match=f"m.safetensors is of family {family}, not sd15"):

@@ -76,6 +76,14 @@ def only(events: Sequence[AnyEvent], kind: type[AnyEvent]) -> list[Any]:
 
 
 WORDS: list[dict[str, Any]] = [{}, {"text_encoder_lr": 1e-3}]
+PREFIXES = {
+    "sd15": ("lora_unet_", "lora_te_text_model_"),
+    "sd2": ("lora_unet_", "lora_te_text_model_"),
+    "sdxl": ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_"),
+    "sd3": ("transformer", "text_encoder", "text_encoder_2"),
+    "sd35": ("transformer", "text_encoder", "text_encoder_2"),
+}
+"""How the keys of the file begin, up to the first dot: one for each part that is trained."""
 WHOLE = {
     "name": "lisa",
     "steps": 4,
@@ -102,9 +110,11 @@ def test_a_job_with_everything_ends_well(train: Train, home: Path, family: str) 
         "sd15": ("sd_v1", "False", "stable-diffusion-v1/lora", "epsilon"),
         "sd2": ("sd_v2_v", "True", "stable-diffusion-v2-768-v/lora", "v"),
         "sdxl": ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora", "epsilon"),
+        "sd3": ("sd3_medium", "False", "stable-diffusion-3-medium/lora", None),
+        "sd35": ("sd35_medium", "False", "stable-diffusion-3-5-medium/lora", None),
     }[family]
-    assert tuple(facts[k] for k in ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type")) == wanted
-    prefixes = ("lora_unet_", "lora_te1_text_model_", "lora_te2_text_model_") if family == "sdxl" else ("lora_unet_", "lora_te_text_model_")
+    assert tuple(facts.get(k) for k in ("ss_base_model_version", "ss_v2", "modelspec.architecture", "modelspec.prediction_type")) == wanted
+    prefixes = PREFIXES[family]
     assert all(key.startswith(prefixes) for key in keys)
     assert all(any(key.startswith(prefix) for key in keys) for prefix in prefixes)
 
@@ -150,18 +160,19 @@ def test_jobs_in_one_pass_get_what_they_get_alone(train: Train, home: Path) -> N
         train([job], "alone")
         a, b = (load_file(home / how / job["name"] / f"{job['name']}.safetensors") for how in ("together", "alone"))
         assert a.keys() == b.keys()
-        one, other = (torch.cat([file[key].flatten() for key in sorted(file) if "lora_up" in key]) for file in (a, b))
+        one, other = (torch.cat([file[key].flatten() for key in sorted(file) if "lora_up" in key or "lora_B" in key]) for file in (a, b))
         assert other.norm() > 0
         assert (one - other).norm() < 1e-3 * other.norm()
 
 
 def test_one_encoder_can_be_trained_and_another_left(train: Train, home: Path, family: str) -> None:
-    if family != "sdxl":
-        pytest.skip("this family has one text encoder")
+    if len(PREFIXES[family]) < 3:
+        pytest.skip("this family has one text encoder to train")
     assert ended(train([{"name": "lisa", "steps": 2, "text_encoder_lr": 1e-3, "text_encoder_2_lr": 0.0}], "first"))[0][0] == "done"
     keys = load_file(home / "first/lisa/lisa.safetensors").keys()
-    assert any(key.startswith("lora_te1_") for key in keys)
-    assert not any(key.startswith("lora_te2_") for key in keys)
+    _, first, second = PREFIXES[family]
+    assert any(key.startswith(first) for key in keys)
+    assert not any(key.startswith(second) for key in keys)
 
 
 def test_one_session_trains_jobs_of_every_family(root: Path, spec: Callable[..., dict[str, Any]]) -> None:

@@ -27,6 +27,15 @@ LARGE: Mapping[str, Any] = {
     "projection_dim": 768,
 }
 """CLIP ViT-L/14's text encoder."""
+BIG: Mapping[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+"""OpenCLIP ViT-bigG/14's."""
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 

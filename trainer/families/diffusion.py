@@ -27,6 +27,12 @@ TARGETS = {
     "attention": ("to_q", "to_k", "to_v", "to_out.0"),  # as the diffusers examples
 }
 
+UNUSED = (
+    "timestep_sampling", "logit_mean", "logit_std", "mode_scale", "flow_shift", "resolution_shift", "loss_space", "flow_weighting",
+    "t5_length", "t5_padding", "blank_caption", "guidance_embedding",
+)  # fmt: skip
+"""Options of flow models."""
+
 UNET: Mapping[str, Any] = {
     "sample_size": 64,
     "block_out_channels": [320, 640, 1280, 1280],

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from trainer.base import read_header, read_metadata
+from trainer.base import PIPELINES, read_header, read_metadata
 from trainer.contract import Foundation
 from trainer.errors import BaseModelError
 from trainer.families.model import Family, Model
@@ -28,6 +28,8 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
     _quiet()
     base = foundation.base
     try:
+        if base.kind == "hub":
+            _expect_pipeline(foundation, family)
         parts = _from_file(foundation, family) if base.kind == "checkpoint" else _from_folder(foundation, family)
         for name in [name for name in parts if name.startswith("tokenizer")]:
             _check_vocabulary(parts[name], parts[name.replace("tokenizer", "text_encoder")])
@@ -40,7 +42,18 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
     return Model(family, parts, process, device, foundation)
 
 
-TELLING = ("addition_embed_type", "use_linear_projection")
+def _expect_pipeline(foundation: Foundation, family: Family) -> None:
+    """Refuse a hub id of another kind before its gigabytes are fetched."""
+    from diffusers import DiffusionPipeline
+
+    base = foundation.base
+    pipeline = str(DiffusionPipeline.load_config(base.location, revision=foundation.revision).get("_class_name"))
+    if pipeline in PIPELINES and pipeline != family.pipeline:
+        fact = f"{base.location} is not of family {foundation.family}: it is a {pipeline}."
+        raise BaseModelError("LRY-BASE-FAMILY", fact, "Set `family` to what the base is.")
+
+
+TELLING = ("addition_embed_type", "use_linear_projection", "qk_norm")
 """Keys of a denoiser's configuration in which families of one class differ."""
 
 
@@ -63,18 +76,18 @@ def _check_vocabulary(tokenizer: Any, encoder: Any) -> None:
 
 
 def _from_folder(foundation: Foundation, family: Family) -> dict[str, Any]:
-    where = foundation.base.location
     revision = foundation.revision if foundation.base.kind == "hub" else None
-    parts: dict[str, Any] = {}
-    for name in family.components:
-        options: dict[str, Any] = {"subfolder": name, "revision": revision}
-        if not name.startswith(("tokenizer", "scheduler")):
-            dtype = torch.float32 if name == "vae" else foundation.dtype
-            options |= {"use_safetensors": True, "torch_dtype": dtype}
-            if variant := _variant(where, name):
-                options["variant"] = variant
-        parts[name] = _class_of(family, name).from_pretrained(where, **options)
-    return parts
+    return {name: _part(foundation.base.location, name, family, foundation.dtype, revision) for name in family.components}
+
+
+def _part(where: str, name: str, family: Family, dtype: torch.dtype, revision: str | None = None) -> Any:
+    """One component of a diffusers folder or hub id."""
+    options: dict[str, Any] = {"subfolder": name, "revision": revision}
+    if not name.startswith(("tokenizer", "scheduler")):
+        options |= {"use_safetensors": True, "torch_dtype": torch.float32 if name == "vae" else dtype}
+        if variant := _variant(where, name):
+            options["variant"] = variant
+    return _class_of(family, name).from_pretrained(where, **options)
 
 
 def _variant(where: str, part: str) -> str:
@@ -96,12 +109,29 @@ def _from_file(foundation: Foundation, family: Family) -> dict[str, Any]:
     """Through diffusers' own conversion. A folder `<name>.config` beside the file says configurations and tokenizers, if there is one."""
     path = Path(foundation.base.location)
     beside = path.with_suffix(".config")
+    if family.held:
+        return _completed(path, beside, family, foundation.dtype)
     if beside.is_dir():
         return _converted(path, beside, family, foundation.dtype, {})
     tokenizers = _tokenizers(path, family)
     with tempfile.TemporaryDirectory() as folder:
-        _write_configuration(Path(folder), family)
+        _write_configuration(Path(folder), family, family.real)
         return _converted(path, Path(folder), family, foundation.dtype, tokenizers)
+
+
+def _completed(path: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
+    """A file that may be the denoiser alone; what it does not hold lies in the folder beside it, as diffusers has it."""
+    keys = read_header(path).keys()
+    wanted = [name for name in family.components if name.startswith("tokenizer")]
+    wanted += [name for name, key in family.held.items() if key not in keys]
+    if absent := [name for name in wanted if not (beside / name).is_dir()]:
+        fact = f"{path.name} holds no {', '.join(sorted(absent))}."
+        hint = f"Put them, as a diffusers model of the family has them, into a folder {beside.name} beside it; or give the model's hub id."
+        raise BaseModelError("LRY-BASE-LOAD", fact, hint)
+    given = {name: _part(str(beside), name, family, dtype) for name in wanted}
+    with tempfile.TemporaryDirectory() as folder:
+        _write_configuration(Path(folder), family, {**family.real, **family.of_file(keys)}, beside)
+        return _converted(path, Path(folder), family, dtype, given)
 
 
 def _tokenizers(path: Path, family: Family) -> dict[str, Any]:
@@ -122,10 +152,13 @@ def _converted(path: Path, config: Path, family: Family, dtype: torch.dtype, giv
     import diffusers
 
     where: dict[str, Any] = {"config": str(config), "local_files_only": True}
-    vae = _class_of(family, "vae").from_single_file(str(path), subfolder="vae", torch_dtype=torch.float32, **where)
+    if "vae" not in given:
+        given = {**given, "vae": _class_of(family, "vae").from_single_file(str(path), subfolder="vae", torch_dtype=torch.float32, **where)}
     pipeline = getattr(diffusers, family.pipeline)
-    whole = pipeline.from_single_file(str(path), torch_dtype=dtype, vae=vae, **where, **given)
+    whole = pipeline.from_single_file(str(path), torch_dtype=dtype, **where, **given)
     parts = {name: getattr(whole, name) for name in family.components}
+    for tied in [part for part in parts.values() if hasattr(part, "tie_weights")]:
+        tied.tie_weights()  # diffusers leaves T5's second name for its words empty
     said = _said(path)
     return {**parts, "scheduler": _class_of(family, "scheduler").from_config({**whole.scheduler.config, **said})}
 
@@ -139,14 +172,17 @@ def _said(path: Path) -> dict[str, Any]:
     return {**said, "prediction_type": "epsilon"} if spec == "epsilon" else said
 
 
-def _write_configuration(folder: Path, family: Family) -> None:
-    """The family's real size as a diffusers folder without weights."""
+def _write_configuration(folder: Path, family: Family, real: Mapping[str, Mapping[str, Any]], beside: Path | None = None) -> None:
+    """Real sizes as a diffusers folder without weights; what the folder beside says of a component wins."""
     index = {name: path.rsplit(".", 1) for name, path in family.components.items()}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": family.pipeline, **index}))
     for name, (_, kind) in index.items():
-        (folder / name).mkdir()
         file = "scheduler_config.json" if name == "scheduler" else "config.json"
-        (folder / name / file).write_text(json.dumps({"_class_name": kind, **family.real[name]}))
+        (folder / name).mkdir()
+        if beside is not None and (beside / name / file).is_file():
+            (folder / name / file).write_bytes((beside / name / file).read_bytes())
+        else:
+            (folder / name / file).write_text(json.dumps({"_class_name": kind, **real[name]}))
 
 
 def _class_of(family: Family, component: str) -> Any:

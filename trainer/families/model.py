@@ -38,8 +38,20 @@ class Family:
     """diffusers' pipeline, which knows how to read a single file."""
     real: Mapping[str, Mapping[str, Any]]
     """Component -> its configuration at the family's real size: a single file says none of it."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """Component -> the key of a checkpoint that holds it, where files of this family may come without."""
+    of_file: Callable[[Collection[str]], Mapping[str, Mapping[str, Any]]] = field(default=lambda _: {})
+    """What the keys of a checkpoint say of its size, beside `real`."""
     formats: Mapping[str, Writer]
     """File formats by name; the first is what most programs read, hence the default."""
+    unused: tuple[str, ...] = ()
+    """Options that mean nothing here. Setting one is answered."""
+    multiple: int = 8
+    """Sides of pictures are multiples of this, in pixels."""
+    guidance: float = 7.5
+    """Of sample pictures whose line says none."""
+    sampler: str = "DDIM"
+    """What draws them."""
 
     process: Callable[[Mapping[str, Any], Foundation, torch.device], Process]
     """The process of a base, from its components (its scheduler's configuration) and what the user said."""
@@ -145,7 +157,9 @@ class Model:
 
     def text_address(self, encoders: Collection[str]) -> str:
         """What an embedding by these encoders depends on besides the token ids."""
-        return "".join(self._identities[part] for part in sorted(encoders)) + f"{self.dtype}{self.foundation.clip_skip}"
+        said = self.foundation
+        read = f"{self.dtype}{said.clip_skip}{said.zero_padding}{said.blank_zeros}"
+        return "".join(self._identities[part] for part in sorted(encoders)) + read
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:

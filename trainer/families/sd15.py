@@ -88,6 +88,7 @@ FAMILY = Family(
         "tokenizer": {},
         "scheduler": diffusion.SCHEDULER,
     },
+    unused=diffusion.UNUSED,
     formats={"kohya": partial(export.to_kohya, key_of=key_of), "diffusers": export.to_peft},
     process=diffusion.process_of,
     targets=targets,
