@@ -96,7 +96,7 @@ def _job(folder: Path, file: Path) -> DraftJob:
     comment = f"{len(scan.samples)} pictures, {captioned} with a caption{f', {problems} to put right' if problems else ''}"
     where = os.path.relpath(folder, file.absolute().parent)
     return DraftJob(
-        name=_as_name(folder.resolve().name),
+        name=as_name(folder.resolve().name),
         dataset=folder.as_posix() if folder.is_absolute() else Path(where).as_posix(),
         trigger=_trigger(folder, scan),
         comment=comment,
@@ -136,7 +136,7 @@ def _named_apart(jobs: Sequence[DraftJob]) -> tuple[DraftJob, ...]:
     return tuple(result)
 
 
-def _as_name(words: str) -> str:
+def as_name(words: str) -> str:
     """The nearest thing that may be a name."""
     kept = re.sub(r"[^A-Za-z0-9._-]+", "-", words).strip("-._")[:56]
     return kept or "lora"
@@ -147,10 +147,10 @@ def _written(recipe: str, jobs: Sequence[DraftJob], base: str, file: Path) -> st
 
     body = [line for line in templates.recipe_text(recipe).splitlines() if line and not line.startswith("#")]
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701  TOML, no HTML
-    environment.filters["toml"] = _quoted
+    environment.filters["toml"] = quoted
     name = file.name.removesuffix(".toml").removesuffix(".lorry").removesuffix("lorry")
     return environment.from_string(templates.text("lorry.toml.j2")).render(
-        name=_as_name(name or jobs[0].name), base=_based(base, file), recipe=recipe, recipe_lines=body, jobs=jobs, max_usd=DEFAULT_MAX_USD
+        name=as_name(name or jobs[0].name), base=_based(base, file), recipe=recipe, recipe_lines=body, jobs=jobs, max_usd=DEFAULT_MAX_USD
     )
 
 
@@ -162,6 +162,6 @@ def _based(base: str, file: Path) -> str:
     return Path(os.path.relpath(path, file.absolute().parent)).as_posix()
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """TOML's basic strings are JSON's."""
     return json.dumps(text, ensure_ascii=False)
