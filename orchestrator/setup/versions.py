@@ -42,7 +42,7 @@ FLAWS: tuple[Flaw, ...] = (
         cves=("CVE-2026-53791", "CVE-2026-70462"),
         meaning="33 flaws, one of them critical; a hostile machine can also hold a transfer up for ever (lorry ends that by itself)",
     ),
-    Flaw(program="rsync", mended_in="3.5.2", cves=("CVE-2026-119741",), meaning="a flaw so bad that its project made a release for it"),
+    Flaw(program="rsync", mended_in="3.5.2", cves=("CVE-2026-119741",), meaning="what it lets somebody do stands in its public record"),
     Flaw(
         program="ssh",
         mended_in="9.6",
