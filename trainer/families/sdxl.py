@@ -17,6 +17,7 @@ from trainer.contract import Condition, Drawing, View
 from trainer.export import Origin
 from trainer.families import clip, diffusion
 from trainer.families.model import Family, Model
+from trainer.names import original_name
 from trainer.protocol import TrainingOptions
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -40,45 +41,6 @@ def key_of(part: str, module: str) -> str:
     if part == "unet":
         return "lora_unet_" + original_name(module).replace(".", "_")
     return clip.key_of(PREFIXES[part], module)
-
-
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-OUTSIDE = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-NUMBERS = 3
-"""Numbers that a block of the original takes: two layers, and one for the resize."""
-
-
-def original_name(module: str) -> str:
-    """A diffusers module path in the original's names, where every layer and every resize of a block has a number of its own."""
-    if module in OUTSIDE:
-        return OUTSIDE[module]
-    place, *rest = module.split(".")
-    block, kind, index = (0, rest[0], int(rest[1])) if place == "mid_block" else (int(rest[0]), rest[1], int(rest[2]))
-    inner = rest[2:] if place == "mid_block" else rest[3:]
-    if kind == "resnets":
-        inner = [RESNET[inner[0]], *inner[1:]]
-    if place == "mid_block":
-        return ".".join(["middle_block", str(2 * index if kind == "resnets" else 1), *inner])
-    if kind == "downsamplers":
-        return f"input_blocks.{NUMBERS * (block + 1)}.0.op"
-    if kind == "upsamplers":
-        return f"output_blocks.{NUMBERS * block + 2}.2.conv"  # after the resnet and the attention
-    number = NUMBERS * block + index + (1 if place == "down_blocks" else 0)
-    return ".".join(["input_blocks" if place == "down_blocks" else "output_blocks", str(number), str(int(kind == "attentions")), *inner])
 
 
 def token_count(model: Model, text: str) -> int:
