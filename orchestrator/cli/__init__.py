@@ -38,6 +38,7 @@ class Entry(NamedTuple):
 
 COMMANDS: dict[str, Entry] = {
     "init": Entry("init", "Write a commented lorry.toml for a folder of pictures.", "Start"),
+    "import": Entry("import_", "Make a lorry.toml of another trainer's config; lists what it cannot carry.", "Start"),
     "check": Entry("check", "Find everything wrong in config and datasets; no network, no torch.", "Start"),
     "plan": Entry("plan", "Rank the offers by what the whole run costs; rent nothing.", "Start"),
     "run": Entry("run", "Rent, train every LoRA of the file, bring them home, destroy.", "Start"),
