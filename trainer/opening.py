@@ -6,6 +6,7 @@ A header says how large a picture is before anything is decoded; only decoding a
 from __future__ import annotations
 
 import stat
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +22,28 @@ OTHER_PICTURES = frozenset(
 )  # fmt: skip
 MAX_PIXELS = 100_000_000
 """Told from the header, before anything is decoded: a 100-megapixel picture takes 300 MB as RGB."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What a file may be, whatever its name says. Nothing else is tried: some of Pillow's readers start other programs."""
 EXIF_ORIENTATION = 0x0112
 TURNED = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture look as it was taken."""
 
 Complain = Callable[[str, Path, str, str], None]
 """Code, path, fact, next move."""
 
 DECODERS_RAISE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError,
-    Image.DecompressionBombError,
+    struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 """Pillow's decoders raise all of these on damaged files."""
 
@@ -64,8 +77,24 @@ def check_picture(path: Path, complain: Complain) -> tuple[int, int] | None:
     return None
 
 
+def opened(path: Path) -> Image.Image:
+    """The picture, whose pixels are not yet read."""
+    return Image.open(path, formats=FORMATS)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8. Damaged or odd EXIF says nothing: the picture is taken as it lies."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except DECODERS_RAISE:
+        return 1
+    return value if value in UPRIGHT else 1
+
+
 def _decoded_size(path: Path, complain: Complain) -> tuple[int, int] | None:
-    with Image.open(path) as image:
+    with opened(path) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             complain(
@@ -75,24 +104,25 @@ def _decoded_size(path: Path, complain: Complain) -> tuple[int, int] | None:
                 "Make it smaller; training shrinks it anyway.",
             )
             return None
-        if getattr(image, "is_animated", False):
+        # MPO is what phones call a JPEG with a depth or brightness map behind it: its first picture is the photograph.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
             complain("LRY-DATA-ANIMATED", path, "an animation.", "Save one frame as a picture.")
             return None
         image.verify()
-    with Image.open(path) as image:  # verify() leaves the file unusable, and does not see a cut JPEG
+    with opened(path) as image:  # verify() leaves the file unusable, and does not see a cut JPEG
         image.load()
-        turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    return (height, width) if turned else (width, height)
+        width, height = image.size  # again: of a TIFF, Pillow turns the picture itself while it loads
+        return (height, width) if orientation(image) in TURNED else (width, height)
 
 
 def has_transparency(path: Path) -> bool:
     """Whether a picture that was checked has an alpha channel or a transparent colour."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         return bool(image.has_transparency_data)
 
 
 def brightest(path: Path) -> int:
     """The largest value of a mask that was checked, of its own range; 0: it is black."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         plain = image if image.mode in ("L", "I", "I;16", "I;16B", "F") else image.convert("L")
         return int(plain.getextrema()[1])  # type: ignore[arg-type]  # one channel: one pair

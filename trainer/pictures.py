@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from .buckets import Fit
+from .opening import UPRIGHT, opened, orientation
 
 VERSION = 2
 """Part of every cache address: raise it when the same file gives other pixels."""
@@ -44,9 +45,10 @@ def read_alpha(path: Path) -> Image.Image:
 
 
 def _upright(path: Path) -> tuple[Image.Image, bytes | None]:
-    with Image.open(path) as image:
+    with opened(path) as image:
         image.load()
-        return ImageOps.exif_transpose(image), image.info.get("icc_profile")
+        turn = UPRIGHT.get(orientation(image))
+        return image.copy() if turn is None else image.transpose(turn), image.info.get("icc_profile")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -80,6 +80,26 @@ def test_without_upscaling_a_picture_larger_than_a_step_is_never_enlarged(rule: 
         assert got.bucket == (width - width % rule.step, height - height % rule.step)
 
 
+@given(rules(), st.integers(64, 5000), st.integers(64, 5000))
+def test_without_upscaling_a_large_picture_is_shrunk_as_kohya_shrinks_it(rule: Rules, width: int, height: int) -> None:
+    """Two sizes of the target area are tried, by width and by height on the grid; the one whose ratio, itself on the grid, errs less."""
+    area, step, ratio = rule.resolution**2, rule.step, width / height
+    grid = lambda side: max(n for n in range(0, int(side + 0.5) + 1, step) if n <= int(side + 0.5))  # noqa: E731
+    if width * height <= area:
+        return
+    target = math.sqrt(area * ratio)
+    by_width, by_height = grid(target), grid(area / target)
+    pairs = (by_width, grid(by_width / ratio)), (grid(by_height * ratio), by_height)
+    if not all(all(pair) for pair in pairs):
+        return  # kohya divides by zero
+    errors = [abs(w / h - ratio) for w, h in pairs]
+    resized = (by_width, int(by_width / ratio + 0.5)) if errors[0] < errors[1] else (int(by_height * ratio + 0.5), by_height)
+    got = fit((width, height), Rules(rule.resolution, rule.min_bucket, rule.max_bucket, step, no_upscale=True), [])
+    assert got.resized == resized
+    assert got.bucket == (grid(resized[0] - 0.5), grid(resized[1] - 0.5))
+    assert got.crop == ((resized[0] - got.bucket[0]) // 2, (resized[1] - got.bucket[1]) // 2)
+
+
 def test_examples_of_no_upscale_worked_by_hand() -> None:
     rule = Rules(512, 256, 1024, 64, no_upscale=True)
     assert fit((300, 200), rule, []).bucket == (256, 192)

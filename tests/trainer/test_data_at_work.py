@@ -1,4 +1,4 @@
-"""Regularisation, masks, resolutions, crops and drawn captions in whole jobs: exact to resume, the same in company, never from an old cache."""
+"""Regularisation, masks, resolutions, crops, captions in whole jobs: exact to resume, the same in company, never from an old cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHORT: dict[str, Any] = {"steps": 7, "batch_size": 2}
 
 @pytest.fixture
 def root(world: Path, tmp_path: Path) -> Path:
-    """A session folder: five pictures in two shapes with two captions each, masks for them, seven pictures of regularisation, some alpha."""
+    """A session folder: five pictures in two shapes with two captions each and masks, seven of regularisation, one with alpha."""
     from tests import tiny
 
     (tmp_path / "base").symlink_to(world / "base")

@@ -226,3 +226,74 @@ def test_the_same_are_held_out_wherever_the_folder_lies_and_a_further_one_moves_
     names = lambda samples: {s.image.name for s in split(OPTIONS, samples)[1]}  # noqa: E731
     assert names(many(tmp_path, 50)) == names(many(tmp_path / "elsewhere", 50))
     assert len(names(many(tmp_path, 51)) - names(many(tmp_path, 50))) <= 1
+
+
+def test_each_line_is_a_caption_where_that_is_asked_for(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa dog\r\n\r\na cat\r\na dog\r\n")
+    found = scan(tmp_path, OPTIONS.model_copy(update={"several_captions": True, "trigger": "sks", "caption_suffix": "in snow"}))
+    assert [s.captions for s in found.samples] == [("sks, a dog in snow", "sks, a cat in snow")], "twice the same is one"
+    assert found.problems == ()
+
+
+LETTERS = [
+    "\u05e9\u05dc\u05d5\u05dd, \u200fdog",
+    "e\u0301t\u00e9",
+    "\U0001f415 dog",
+    "word, " * 300,
+    "a\tdog",
+    "\u202etxet",
+    "dog\u00a0cat",
+]
+
+
+@pytest.mark.parametrize("number", range(len(LETTERS)))
+def test_captions_of_every_script_and_length_come_through_letter_by_letter(number: int, tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(LETTERS[number], encoding="utf-8")
+    found = scan(tmp_path, OPTIONS)
+    assert [s.caption for s in found.samples] == [LETTERS[number].strip()]
+    assert found.problems == ()
+
+
+def test_regularisation_keeps_to_its_own_words(tmp_path: Path) -> None:
+    """Trigger, prefix and suffix belong to what is learnt; what it is not, is the class."""
+    good(tmp_path / "data")
+    put(tmp_path / "reg/2_dog/a.png", (64, 96))
+    put(tmp_path / "reg/1_cat/b.png", (96, 64))
+    (tmp_path / "reg/1_cat/b.txt").write_text("a cat asleep")
+    options = OPTIONS.model_copy(update={"trigger": "sks", "caption_prefix": "photo of", "caption_suffix": "in snow"})
+    found = scan(tmp_path / "data", options, regularisation=tmp_path / "reg")
+    assert [s.caption for s in found.samples] == ["sks, photo of a dog in snow"]
+    assert [(s.caption, s.repeats) for s in found.priors] == [("a cat asleep", 1), ("dog", 2)]
+    assert "regularisation: parent of 2 kohya folders: `1_cat` (x1), `2_dog` (x2), 2 pictures" in found.reading
+    (problem,) = found.problems
+    assert (problem.code, problem.severity, problem.key) == ("LRY-DATA-CAPTION-MISSING", "warning", "regularisation")
+
+
+def test_regularisation_without_a_picture_or_a_word_is_refused(tmp_path: Path) -> None:
+    good(tmp_path / "data")
+    (tmp_path / "reg").mkdir()
+    empty = scan(tmp_path / "data", OPTIONS, regularisation=tmp_path / "reg")
+    assert [(p.code, p.key) for p in empty.errors] == [("LRY-DATA-EMPTY", "regularisation")]
+    put(tmp_path / "reg/a.png", (64, 96))
+    assert codes(scan(tmp_path / "data", OPTIONS, regularisation=tmp_path / "reg")) == ["LRY-DATA-CAPTION-MISSING"]
+
+
+def test_a_picture_that_is_both_learnt_and_kept_is_said(tmp_path: Path) -> None:
+    good(tmp_path / "data")
+    good(tmp_path / "reg", "other")
+    (problem,) = scan(tmp_path / "data", OPTIONS, regularisation=tmp_path / "reg").problems
+    assert (problem.code, problem.path) == ("LRY-DATA-BOTH", "reg/other.png")
+    assert "a.png" in problem.message
+
+
+def test_pictures_below_a_folder_that_is_read_are_named(tmp_path: Path) -> None:
+    """kohya reads a folder's own pictures only, and so do we; but it says nothing."""
+    good(tmp_path / "3_dog")
+    put(tmp_path / "3_dog/more/b.png")
+    put(tmp_path / "3_dog/.ipynb_checkpoints/a-checkpoint.png")
+    found = scan(tmp_path, OPTIONS)
+    assert sorted(p.path.rpartition("/")[2] for p in found.problems) == [".ipynb_checkpoints", "more"]
+    assert all(p.code == "LRY-DATA-UNUSED" for p in found.problems)
+    assert codes(scan(tmp_path / "3_dog", OPTIONS), "warning") == ["LRY-DATA-UNUSED", "LRY-DATA-UNUSED"]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from trainer.buckets import Fit
 from trainer.dataset import scan
-from trainer.pictures import fitted, read_rgb, shrunk
+from trainer.opening import check_picture
+from trainer.pictures import fitted, read_alpha, read_rgb, shrunk
 from trainer.protocol import TrainingOptions
 
 RED = (255, 0, 0)
@@ -109,3 +112,77 @@ def test_shrinking_takes_the_mean_of_the_area_that_a_pixel_covers(w: int, h: int
     got = np.asarray(shrunk(Image.fromarray(pixels), size))
     assert got.shape == exact.shape
     np.testing.assert_allclose(got, exact, atol=0.501)
+
+
+def noise(size: tuple[int, int], mode: str, seed: int = 0) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), np.uint8), "RGBA")
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+KINDS = [("a.png", "RGB"), ("a.png", "RGBA"), ("a.png", "P"), ("a.png", "1"), ("a.jpg", "RGB"), ("a.jpg", "CMYK"), ("a.jpg", "L"),
+         ("a.webp", "RGBA"), ("a.bmp", "RGB"), ("a.tif", "CMYK")]  # fmt: skip
+
+
+SIDES, SHARES = st.integers(1, 40), st.floats(0, 1)
+
+
+@given(st.sampled_from(KINDS), SIDES, SIDES, SHARES, SHARES, st.binary(max_size=4), st.integers(0, 9))
+@settings(max_examples=300, deadline=None)
+def test_what_the_check_lets_through_can_be_trained_on(
+    kind: tuple[str, str], w: int, h: int, end: float, place: float, junk: bytes, turn: int
+) -> None:
+    """Whatever is cut off or overwritten: refused with a code and a next move, or read at the size that was told."""
+    name, mode = kind
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    out = io.BytesIO()
+    noise((w, h), mode).save(out, Image.registered_extensions()[Path(name).suffix], exif=exif)
+    raw = out.getvalue()
+    at = int(place * len(raw))
+    damaged = (raw[:at] + junk + raw[at + len(junk) :])[: max(1, int((0.5 + end) * len(raw)))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(damaged)
+        said: list[tuple[str, Path, str, str]] = []
+        size = check_picture(path, lambda *about: said.append(about))
+        assert (size is None) == bool(said)
+        if size is None:
+            assert said[0][0].startswith("LRY-DATA-")
+            assert said[0][3]
+        else:
+            assert read_rgb(path).size == read_alpha(path).size == size
+
+
+@pytest.mark.parametrize("turn", range(10))
+def test_the_eight_orientations_look_alike_and_odd_ones_say_nothing(turn: int, tmp_path: Path) -> None:
+    """Against Pillow's own reading of the standard; 0 and 9 are no orientations."""
+    image, exif = noise((30, 20), "RGB"), Image.Exif()
+    exif[0x0112] = turn
+    image.save(tmp_path / "a.png", exif=exif)
+    seen = read_rgb(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as again:
+        assert seen.tobytes() == ImageOps.exif_transpose(again).tobytes()
+    assert check_picture(tmp_path / "a.png", pytest.fail) == seen.size
+
+
+def test_damaged_exif_costs_no_picture(tmp_path: Path) -> None:
+    noise((30, 20), "RGB").save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff junk")
+    assert check_picture(tmp_path / "a.jpg", pytest.fail) == read_rgb(tmp_path / "a.jpg").size == (30, 20)
+
+
+def test_a_phones_photograph_with_a_map_behind_it_is_a_photograph(tmp_path: Path) -> None:
+    """MPO: depth or brightness maps lie in it as further pictures; it is no animation."""
+    first = Image.new("RGB", (30, 20), RED)
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20), "blue")])
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.is_animated
+    assert check_picture(tmp_path / "a.jpg", pytest.fail) == (30, 20)
+    assert read_rgb(tmp_path / "a.jpg").getpixel((5, 5))[0] > 240
+
+
+def test_a_file_that_another_program_would_be_started_for_is_not_opened(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    said: list[str] = []
+    assert check_picture(tmp_path / "a.png", lambda code, *_: said.append(code)) is None
+    assert said == ["LRY-DATA-CORRUPT"]
