@@ -160,6 +160,68 @@ def sd35(folder: Path, *, seed: int = 1) -> Path:
     return sd3(folder, seed=seed, qk_norm="rms_norm", dual_attention_layers=(0,))
 
 
+def flux(folder: Path, *, seed: int = 2) -> Path:
+    """A random FLUX.1-dev pipeline: two blocks of each kind, told of guidance."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel, CLIPTokenizer, T5TokenizerFast
+
+    torch.manual_seed(seed)
+    words = CLIPTextModel(text_config(tokenizer(folder / "tokenizer"), "quick_gelu")).eval()
+    long = t5(t5_tokenizer(folder / "tokenizer_2"))
+    model = FluxTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=80,
+        pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+    vae = small_vae(0.3611, latent_channels=16, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    readers = [CLIPTokenizer.from_pretrained(str(folder / "tokenizer")), T5TokenizerFast.from_pretrained(str(folder / "tokenizer_2"))]
+    FluxPipeline(scheduler, vae, words, readers[0], long, readers[1], model.eval()).save_pretrained(folder)
+    return folder
+
+
+def chat_tokenizer(folder: Path) -> int:
+    """Write a tokenizer of single letters that frames messages as Qwen's does; returns the vocabulary's size."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789,.!?'-_() \n"]
+    known = {token: number for number, token in enumerate([*marks, *letters, "<unk>"])}
+    words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    words.add_special_tokens(marks)
+    folder.mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "tokenizer.json"))
+    frame = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": marks[0], "eos_token": marks[2], "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "model_max_length": 4096, "chat_template": frame}))
+    return len(known)
+
+
+def zimage(folder: Path, *, seed: int = 3) -> Path:
+    """A random Z-Image pipeline: two blocks, one of each refiner, a language model of three layers."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 40, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    words = Qwen3Model(Qwen3Config(vocab_size=chat_tokenizer(folder / "tokenizer"), head_dim=8, **shape)).eval()
+    model = ZImageTransformer2DModel(
+        in_channels=16, dim=48, n_layers=2, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=40, axes_dims=[4, 4, 8],
+        axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+    torch.nn.init.normal_(model.x_pad_token)
+    torch.nn.init.normal_(model.cap_pad_token)
+    vae = small_vae(0.3611, latent_channels=16, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False)
+    reader = AutoTokenizer.from_pretrained(str(folder / "tokenizer"))
+    ZImagePipeline(FlowMatchEulerDiscreteScheduler(shift=3.0), vae, words, reader, model.eval()).save_pretrained(folder)
+    return folder
+
+
 def text_config(vocabulary_size: int, activation: str, *, width: int = 32) -> Any:
     """A CLIP of three small layers."""
     from transformers import CLIPTextConfig

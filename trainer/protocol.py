@@ -33,7 +33,7 @@ PROTOCOL_VERSION = 1
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names become file names on three systems: letters, digits, dot, dash and underscore only."""
 
-FAMILIES = ("sd15", "sd2", "sdxl", "sd3", "sd35")
+FAMILIES = ("sd15", "sd2", "sdxl", "sd3", "sd35", "flux", "zimage")
 """Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
 
 LR_SCHEDULERS = (

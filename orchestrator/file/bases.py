@@ -15,6 +15,7 @@ KNOWN_HUB_BASES: tuple[tuple[str, str], ...] = (
     (r"stable-diffusion-3\.5", "sd35"),
     (r"stable-diffusion-3", "sd3"),
     (r"flux\.1", "flux"),
+    (r"z-image", "zimage"),
 )
 """Hub ids whose family is in the name, in any case."""
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import (
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
 
@@ -19,12 +26,17 @@ from trainer.adapters import Adapter
 from trainer.base import Base, inspect_base
 from trainer.contract import Condition, Drawing, Foundation
 from trainer.errors import BaseModelError
-from trainer.families import sd3, sd35
+from trainer.families import flux, sd3, sd35, zimage
 from trainer.families.model import Model
 from trainer.protocol import TrainingOptions
 
 CPU = torch.device("cpu")
-PIPELINES: dict[str, Any] = {"sd3": StableDiffusion3Pipeline, "sd35": StableDiffusion3Pipeline}
+PIPELINES: dict[str, Any] = {
+    "sd3": StableDiffusion3Pipeline,
+    "sd35": StableDiffusion3Pipeline,
+    "flux": FluxPipeline,
+    "zimage": ZImagePipeline,
+}
 every = pytest.mark.parametrize("name", PIPELINES)
 WORDS = "a photo of dog"
 
@@ -67,14 +79,26 @@ def random_adapter(model: Model, parts: list[str] | None = None, preset: str = "
 
 def diffusers_answer(name: str, pipeline: Any, noisy: torch.Tensor, levels: torch.Tensor, text: str, length: int) -> torch.Tensor:
     """What diffusers' own pipeline would ask its transformer."""
-    many = len(noisy)
-    assert name in ("sd3", "sd35")
+    many, height, width = len(noisy), *noisy.shape[-2:]
+    if name == "zimage":
+        words, _ = pipeline.encode_prompt(text, CPU, do_classifier_free_guidance=False, max_sequence_length=length)
+        answer = pipeline.transformer(list(noisy[:, :, None].unbind(0)), (1000 - 1000 * levels) / 1000, words * many, return_dict=False)[0]
+        return -torch.stack(answer)[:, :, 0]
+    if name == "flux":
+        words, pooled, places = pipeline.encode_prompt(text, None, CPU, max_sequence_length=length)
+        packed = pipeline._pack_latents(noisy, many, 16, height, width)
+        answer = pipeline.transformer(
+            packed, words.expand(many, -1, -1), pooled.expand(many, -1), levels, return_dict=False, txt_ids=places,
+            img_ids=pipeline._prepare_latent_image_ids(many, height // 2, width // 2, CPU, torch.float32), guidance=torch.ones(many),
+        )[0]  # fmt: skip
+        return pipeline._unpack_latents(answer, height * 8, width * 8, 8)
     words, _, pooled, _ = pipeline.encode_prompt(text, None, None, CPU, do_classifier_free_guidance=False, max_sequence_length=length)
     words, pooled = words.expand(many, -1, -1), pooled.expand(many, -1)
     return pipeline.transformer(noisy, words, pooled, levels * 1000, return_dict=False)[0]
 
 
-LENGTHS = {"sd3": (None, 77, 154, 256), "sd35": (None, 256)}
+LENGTHS = {"sd3": (None, 77, 154, 256), "sd35": (None, 256), "flux": (None, 256), "zimage": (None, 256)}
+DEFAULTS = {"sd3": 154, "sd35": 154, "flux": 512, "zimage": 512}
 
 
 @every
@@ -86,23 +110,23 @@ def test_one_step_is_diffusers_pipeline(name: str, bases: Path) -> None:
         for length in LENGTHS[name]:
             with torch.no_grad():
                 ours = model.predict(noisy, levels, told(model, text, 3, t5_length=length))
-                theirs = diffusers_answer(name, pipeline, noisy, levels, text, length or model.family.capacity(TrainingOptions()) + 1)
+                theirs = diffusers_answer(name, pipeline, noisy, levels, text, length or DEFAULTS[name])
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sd3"])
-def test_padding_and_blank_captions_are_what_was_asked_for(name: str, bases: Path) -> None:
+@pytest.mark.parametrize(("name", "key"), [("sd3", "text_3"), ("flux", "text")])
+def test_padding_and_blank_captions_are_what_was_asked_for(name: str, key: str, bases: Path) -> None:
     plain, zeroed, blank = load(bases, name), load(bases, name, zero_padding=True), load(bases, name, blank_zeros=True)
-    kept, cut = (one.encode_text("a dog", TrainingOptions())["text_3"] for one in (plain, zeroed))
+    kept, cut = (one.encode_text("a dog", TrainingOptions())[key] for one in (plain, zeroed))
     many = plain.token_count("a dog") + 1
     assert torch.equal(kept[:many], cut[:many])
     assert bool(kept[many:].any())
     assert not cut[many:].any()
-    for key, value in blank.encode_text("", TrainingOptions()).items():
-        assert not value.any(), key
-        assert bool(plain.encode_text("", TrainingOptions())[key].any())
-    for key, value in blank.encode_text("a dog", TrainingOptions()).items():
-        assert torch.equal(value, plain.encode_text("a dog", TrainingOptions())[key])
+    for what, value in blank.encode_text("", TrainingOptions()).items():
+        assert not value.any(), what
+        assert bool(plain.encode_text("", TrainingOptions())[what].any())
+    for what, value in blank.encode_text("a dog", TrainingOptions()).items():
+        assert torch.equal(value, plain.encode_text("a dog", TrainingOptions())[what])
     addresses = {one.text_address(one.family.encoders) for one in (plain, zeroed, blank)}
     assert len(addresses) == 3, "the cache tells them apart"
 
@@ -121,9 +145,10 @@ def drawn(name: str, pipeline: Any) -> torch.Tensor:
     """The same picture by diffusers alone, its latents."""
     pipeline.set_progress_bar_config(disable=True)
     common = {"width": 64, "height": 96, "num_inference_steps": 3, "generator": torch.Generator().manual_seed(4), "output_type": "latent"}
-    latents: torch.Tensor = pipeline(WORDS, negative_prompt="red", guidance_scale=4.0, max_sequence_length=154, **common).images
-    assert name in PIPELINES
-    return latents
+    if name != "flux":
+        common["negative_prompt"] = "red"
+    latents: torch.Tensor = pipeline(WORDS, guidance_scale=4.0, max_sequence_length=DEFAULTS[name], **common).images
+    return pipeline._unpack_latents(latents, 96, 64, 8) if name == "flux" else latents
 
 
 def test_medium_of_3_5_draws_with_skip_layer_guidance(tmp_path: Path) -> None:
@@ -301,6 +326,72 @@ def test_at_real_size_sd3s_files_are_the_reference(config: Any, width: int, bloc
     assert kohya_file(model) == shapes
 
 
+def test_at_real_size_fluxs_file_is_the_reference() -> None:
+    """The 304 modules of sd-scripts: 10 in each of 19 double blocks, 3 in each of 38 single ones, with the original's sizes."""
+    width, wanted = 3072, {}
+    for i in range(19):
+        for side in ("img", "txt"):
+            own = {"attn_qkv": (1, 3), "attn_proj": (1, 1), "mlp_0": (1, 4), "mlp_2": (4, 1), "mod_lin": (1, 6)}
+            wanted |= {f"double_blocks_{i}_{side}_{end}": size for end, size in own.items()}
+    for i in range(38):
+        wanted |= {
+            f"single_blocks_{i}_{end}": size for end, size in {"linear1": (1, 7), "linear2": (5, 1), "modulation_lin": (1, 3)}.items()
+        }
+    assert len(wanted) == 304
+    ranks = {"attn_qkv": 6, "linear1": 8}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (fan_in, fan_out) in wanted.items():
+        rank = next((value for end, value in ranks.items() if name.endswith(end)), 2)
+        shapes |= {f"lora_unet_{name}.lora_down.weight": (rank, fan_in * width), f"lora_unet_{name}.alpha": ()}
+        shapes[f"lora_unet_{name}.lora_up.weight"] = (fan_out * width, rank)
+    assert kohya_file(transformer_on_meta(FluxTransformer2DModel, flux.DEV, "flux")) == shapes
+
+
+def test_diffusers_reads_kohyas_file_of_flux_at_full_strength() -> None:
+    """By its own converter, which knows the real widths only: one block of each kind."""
+    model = transformer_on_meta(FluxTransformer2DModel, {**flux.DEV, "num_layers": 1, "num_single_layers": 1}, "flux")
+    adapter = Adapter.create(model.targets(["transformer"]), 2, 0.375, 0, CPU)
+    with torch.no_grad():
+        for flat in adapter.flat.values():
+            flat.normal_()
+    theirs, _ = FluxPipeline.lora_state_dict(model.family.formats["kohya"](adapter, torch.float32), return_alphas=True)
+    ours = model.family.formats["diffusers"](adapter, torch.float32)
+    assert theirs.keys() == ours.keys()
+    columns = torch.randn(3, 1)
+    for key in [key for key in ours if ".lora_A." in key]:
+        other, column = key.replace("lora_A", "lora_B"), columns.repeat(ours[key].shape[1] // 3 + 1, 1)[: ours[key].shape[1]]
+        torch.testing.assert_close(theirs[other] @ (theirs[key] @ column), ours[other] @ (ours[key] @ column), rtol=1e-4, atol=1e-3)
+
+
+def test_at_real_size_z_images_file_has_every_layer_of_its_blocks() -> None:
+    """4 of attention, 3 of the feed-forward, and the modulation, which the refiners of words do without."""
+    model = transformer_on_meta(ZImageTransformer2DModel, zimage.REAL, "zimage")
+    adapter = Adapter.create(model.targets(["transformer"]), 2, 1.0, 0, CPU)
+    sizes: dict[str, tuple[int, int]] = {}
+    for block in [f"layers.{i}" for i in range(30)] + [f"{kind}_refiner.{i}" for kind in ("noise", "context") for i in range(2)]:
+        sizes |= {f"{block}.attention.{end}": (3840, 3840) for end in ("to_q", "to_k", "to_v", "to_out.0")}
+        sizes |= {f"{block}.feed_forward.w1": (3840, 10240), f"{block}.feed_forward.w3": (3840, 10240)}
+        sizes[f"{block}.feed_forward.w2"] = (10240, 3840)
+        if "context" not in block:
+            sizes[f"{block}.adaLN_modulation.0"] = (256, 4 * 3840)
+    for name, prefix in (("diffusers", "transformer"), ("comfy", "diffusion_model")):
+        file = model.family.formats[name](adapter, torch.float16)
+        found = {key: tuple(value.shape) for key, value in file.items()}
+        assert found == {f"{prefix}.{key}.lora_A.weight": (2, fan_in) for key, (fan_in, _) in sizes.items()} | {
+            f"{prefix}.{key}.lora_B.weight": (fan_out, 2) for key, (_, fan_out) in sizes.items()
+        }
+
+
+def test_diffusers_reads_comfys_file_of_z_image(bases: Path) -> None:
+    model = load(bases, "zimage")
+    adapter = random_adapter(model)
+    with torch.no_grad(), model.bank.use([adapter], torch.float32):
+        live = model.family.sample(model, told(model, WORDS), told(model, "red"), Drawing(size=(64, 96), seed=4, guidance=4.0, steps=3))
+    pipeline = ZImagePipeline.from_pretrained(bases / "zimage")
+    pipeline.load_lora_weights(model.family.formats["comfy"](adapter, torch.float32))
+    torch.testing.assert_close(drawn("zimage", pipeline), live, rtol=1e-5, atol=1e-5)
+
+
 def test_the_attention_preset_has_the_layers_of_the_diffusers_example() -> None:
     """The listing of a file that its SD3 script wrote: these names in every block, less the last block's way out for words."""
     model = transformer_on_meta(SD3Transformer2DModel, sd3.MEDIUM, "sd3")
@@ -347,6 +438,36 @@ def test_a_checkpoint_is_the_folder_again(name: str, encoders: bool, bases: Path
     assert {part: next(half.parts[part].parameters()).dtype for part in ("transformer", "vae", "text_encoder_3")} == {
         "transformer": torch.bfloat16, "vae": torch.float32, "text_encoder_3": torch.bfloat16,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_z_images_transformer_alone_is_the_folder_again(prefix: str, bases: Path, tmp_path: Path) -> None:
+    state, names = _weights(bases / "zimage/transformer"), {"all_final_layer.2-1.": "final_layer.", "all_x_embedder.2-1.": "x_embedder."}
+    names |= {".to_out.0.": ".out.", ".norm_k.": ".k_norm.", ".norm_q.": ".q_norm."}
+    for key in [key for key in state if ".attention.to_q." in key]:
+        state[key.replace("to_q", "qkv")] = torch.cat([state.pop(key.replace("to_q", f"to_{letter}")) for letter in "qkv"])
+    for ours, theirs in names.items():
+        state = {key.replace(ours, theirs): value for key, value in state.items()}
+    save_file({prefix + key: value.contiguous() for key, value in state.items()}, tmp_path / "z.safetensors")
+    shutil.copytree(bases / "zimage", tmp_path / "z.config")
+    assert load(tmp_path, "zimage", "z.safetensors").fingerprint() == load(bases, "zimage").fingerprint()
+
+
+def test_the_transformer_of_flux_alone_says_what_it_lacks(tmp_path: Path) -> None:
+    """diffusers converts one at its real width only, so that a tiny file cannot be loaded here."""
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, tmp_path / "flux1-dev.safetensors")
+    with pytest.raises(BaseModelError, match="holds no text_encoder, text_encoder_2, tokenizer, tokenizer_2, vae"):
+        load(tmp_path, "flux", "flux1-dev.safetensors")
+    assert families.plugin("flux").of_file(["guidance_in.in_layer.weight"])["transformer"] == flux.DEV
+    assert not families.plugin("flux").of_file([])["transformer"]["guidance_embeds"]
+
+
+def test_guidance_is_told_while_training(bases: Path) -> None:
+    noisy, levels = torch.randn(1, 16, 8, 8), torch.tensor([0.5])
+    plain, more = load(bases, "flux"), load(bases, "flux", guidance=3.5)
+    with torch.no_grad():
+        answers = [model.predict(noisy, levels, told(model, WORDS)) for model in (plain, more)]
+    assert (answers[0] - answers[1]).abs().max() > 1e-3
 
 
 def test_what_a_checkpoint_lacks_is_said(bases: Path, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ T5: Mapping[str, Any] = {
     "feed_forward_proj": "gated-gelu",
 }
 """T5 v1.1 XXL's encoder."""
+NOWHERE = ""
+"""The key of a part that is read from no checkpoint: it lies beside it."""
+CPU = torch.device("cpu")
 PATCH = 2
 """Latents a side that make one token, in all of these families."""
 UNUSED = ("min_snr_gamma", "debiased_estimation", "prediction", "zero_terminal_snr", "clip_skip", "max_token_length")
@@ -49,6 +52,7 @@ T5_OPTIONS = ("t5_length", "t5_padding", "blank_caption")
 class Flow:
     """The straight way from picture to noise; timesteps are its levels, from 0 to 1."""
 
+    device: torch.device = CPU
     shift: float = 1.0
     by_resolution: bool = False
     """Whether the shift follows from the picture's size."""
@@ -78,7 +82,7 @@ class Flow:
 
     def spread_timesteps(self, count: int, _shape: tuple[int, ...]) -> Tensor:
         """So many levels, evenly from little noise to much [count]."""
-        return (torch.arange(count) + 0.5) / count
+        return (torch.arange(count, device=self.device) + 0.5) / count
 
     def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor, disturbance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The mixture, and the velocity."""
@@ -104,12 +108,13 @@ class Flow:
         return (flow.sigma_sqrt_weight if options.flow_weighting == "sigma_sqrt" else flow.cosmap_weight)(timesteps)
 
 
-def process_of(parts: Mapping[str, Any], _foundation: Foundation, _device: torch.device) -> Flow:
+def process_of(parts: Mapping[str, Any], _foundation: Foundation, device: torch.device) -> Flow:
     """The process of a base, from its scheduler's configuration."""
     config = parts["scheduler"].config
     if config.get("invert_sigmas") or config.get("prediction_type", "flow_prediction") != "flow_prediction":
         raise BaseModelError("LRY-BASE-LOAD", "the base is no flow model: its scheduler says so.", "Check scheduler/scheduler_config.json.")
     return Flow(
+        device=device,
         shift=float(config.get("shift") or 1.0),
         by_resolution=bool(config.get("use_dynamic_shifting")),
         low=(int(config.get("base_image_seq_len") or 256), float(config.get("base_shift") or 0.5)),
