@@ -143,6 +143,19 @@ def test_a_mask_is_mirrored_with_its_picture_and_cut_as_it_is(root: Path, train:
     assert torch.equal(masks[loop.Way(True)], left.flip(2))
 
 
+def test_every_second_epoch_is_without_captions(root: Path, train: Callable[..., list[AnyEvent]], monkeypatch: Any) -> None:
+    """Five pictures, two epochs: with regularisation an epoch ends where its own batches end."""
+    said: list[str] = []
+    plain = loop.captions.draw
+    monkeypatch.setattr(loop.captions, "draw", lambda *args: said.append(plain(*args)) or said[-1])
+    train([{"name": "lisa", "steps": None, "epochs": 2, "batch_size": 1, "caption_dropout_every_epochs": 2}], "out")
+    assert [bool(text) for text in said] == [True] * 5 + [False] * 5
+    said.clear()
+    job = {"name": "lisa", "steps": None, "epochs": 2, "batch_size": 1, "caption_dropout_every_epochs": 2, "regularisation": "reg"}
+    train([job], "regular")
+    assert [bool(text) for text in said] == [True] * 10 + [False] * 10
+
+
 def test_regularisation_counts_what_it_is_worth(root: Path, train: Callable[..., list[AnyEvent]]) -> None:
     """With weight 0 a batch of regularisation alone has no loss; the others have theirs."""
     events = train([{"name": "lisa", "steps": 10, "batch_size": 1, "regularisation": "reg", "prior_loss_weight": 0.0}], "out")
