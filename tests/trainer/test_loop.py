@@ -133,6 +133,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "Lion8bit and coarse noise": {"optimizer": "Lion8bit", "multires_noise_iterations": 4, "ip_noise_gamma": 0.1},
     "huber": {"loss_type": "huber", "debiased_estimation": True, "optimizer": "PagedAdamW8bit"},
     "running mean": {"ema_decay": 0.9},
+    "AdamW in bf16": {"optimizer": "AdamWBF16", "lr_scheduler": "rex", "lr_warmup_steps": 0.3},
+    "StableAdamW, text encoder": {"optimizer": "StableAdamW", "text_encoder_lr": 1e-3},
+    "schedule-free": {"optimizer": "AdamWScheduleFree", "lr_warmup_steps": 2},
+    "Prodigy with two factors": {"optimizer": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.5, "optimizer_args": {"d_coef": 2.0}},
+    "Adafactor, mean, text encoder": {"optimizer": "Adafactor", "ema_decay": 0.5, "text_encoder_lr": 1e-3},
+    "SGD": {"optimizer": "SGD", "lr_scheduler": "piecewise_constant", "lr_step_rules": "1:3,0.1:6,0.5"},
+    "a class by name": {"optimizer": "torch.optim.NAdam"},
     "text encoder": {"text_encoder_lr": 1e-3, "gradient_checkpointing": True},
 }
 
@@ -197,6 +204,25 @@ def test_jobs_in_one_pass_get_what_they_get_alone(model: Model, lane: Make) -> N
         assert other == pytest.approx(one, rel=1e-5)
         # As a norm: Adam turns a gradient of nearly nothing into a whole step, so single weights may differ more.
         assert (weights(a)["unet"] - weights(b)["unet"]).norm() < 1e-4 * weights(a)["unet"].norm()
+
+
+@pytest.mark.parametrize("name", ["Prodigy", "AdamWScheduleFree", "StableAdamW"])
+def test_a_rule_with_numbers_of_its_own_keeps_them_for_each_job(name: str, model: Model, lane: Make) -> None:
+    """Two jobs in one pass: the rate that each finds, the mean that each gives, are those it has alone."""
+    rate = 1.0 if name == "Prodigy" else 1e-2
+    kinds: list[dict[str, Any]] = [
+        {"seed": 1, "optimizer": name, "learning_rate": rate},
+        {"seed": 2, "optimizer": name, "learning_rate": rate / 2, "rank": 2, "noise_offset": 0.5},
+    ]
+    alone, together = [lane(**kind) for kind in kinds], [lane(**kind) for kind in kinds]
+    solo = [run(model, one, 6) for one in alone]
+    joint = list(zip(*([stepped.loss for stepped in loop.step(model, together)] for _ in range(6)), strict=True))
+    for one, other, a, b in zip(solo, joint, alone, together, strict=True):
+        assert list(other) == pytest.approx(one, rel=1e-4)
+        own, same = a.optimizer.groups[0], b.optimizer.groups[0]
+        assert own.get("d", 0.0) == pytest.approx(same.get("d", 0.0), rel=1e-3)
+        with a.adapter.averaged(), b.adapter.averaged():
+            assert (weights(a)["unet"] - weights(b)["unet"]).norm() < 1e-3 * weights(a)["unet"].norm()
 
 
 def test_a_poisoned_job_ends_alone(model: Model, lane: Make) -> None:

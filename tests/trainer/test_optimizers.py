@@ -35,8 +35,9 @@ def made(name: str, **more: Any) -> optimizers.Updater:
     return updater
 
 
-def train(updater: optimizers.Updater, steps: range, rates: dict[str, float] = RATES) -> None:
+def train(updater: optimizers.Updater, steps: range, rates: dict[str, float] | None = None) -> None:
     """Pull towards a place far away, with noise that depends on the step alone; rates change as under a schedule."""
+    rates = rates or ({"unet": 1.0, "text_encoder": 0.3} if updater.name == "Prodigy" else RATES)
     for step in steps:
         for part, flat in updater.adapter.flat.items():
             noise = torch.randn(flat.shape, generator=torch.Generator().manual_seed(1000 * step + len(part)))
@@ -91,6 +92,19 @@ def test_a_state_put_back_replaces_all_of_the_one_before(name: str) -> None:
     train(whole, range(4, 8))
     train(back, range(4, 8))
     assert all(torch.equal(value, weights(back)[part]) for part, value in weights(whole).items())
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *FOREIGN])
+def test_nothing_put_back_is_the_beginning(name: str) -> None:
+    fresh, back = made(name), made(name)
+    train(back, range(9))
+    with torch.no_grad():
+        for part, value in weights(fresh).items():
+            back.adapter.flat[part].copy_(value)
+    optimizers.restore(back, {}, {})
+    train(fresh, range(4))
+    train(back, range(4))
+    assert all(torch.equal(value, weights(back)[part]) for part, value in weights(fresh).items())
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *FOREIGN])
@@ -154,11 +168,11 @@ def test_adafactor_sees_matrices_and_is_transformers() -> None:
 def test_prodigy_finds_a_rate_for_each_part_by_itself_and_takes_factors() -> None:
     """Alone or beside another part, a part's way is the same; and the text encoder may have half the rate."""
     both, alone = made("Prodigy"), made("Prodigy")
-    train(both, range(30), {"unet": 1.0, "text_encoder": 0.5})
-    train(alone, range(30), {"unet": 1.0, "text_encoder": 0.0})
+    train(both, range(60), {"unet": 1.0, "text_encoder": 0.5})
+    train(alone, range(60), {"unet": 1.0, "text_encoder": 0.0})
     assert torch.equal(weights(both)["unet"], weights(alone)["unet"])
     found = {group["vector"]: group["d"] for group in both.groups}
-    assert found["unet"] > 1e-6
+    assert found["unet"] > 1e-4
     assert found["unet"] != found["text_encoder"]
 
 
