@@ -1,4 +1,4 @@
-"""What the layers of a model are called in the three file formats, and which of them are one there. Torch-free; knows names and shapes only.
+"""What the layers of a model are called in the three file formats, and which of them are one there. Torch-free; knows names only.
 
 A layer is named by diffusers' part and module path. kohya's files have the part as a prefix and underscores for dots; ComfyUI's have the
 original model's own names. For SDXL kohya uses the original's names too; the transformers of SD3 and FLUX hold query, key and value in
@@ -144,13 +144,16 @@ COMFYUI_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
 }
 
-_COMPOUNDS = """
-    down_blocks up_blocks mid_block input_blocks output_blocks middle_block transformer_blocks single_transformer_blocks joint_blocks
-    double_blocks single_blocks x_block context_block img_attn img_mlp img_mod txt_attn txt_mlp txt_mod adaLN_modulation proj_in proj_out
-    to_q to_k to_v to_out to_add_out add_q_proj add_k_proj add_v_proj proj_mlp ff_context norm1_context time_emb_proj conv_shortcut
-    in_layers out_layers emb_layers skip_connection time_embed label_emb time_embedding add_embedding linear_1 linear_2 conv_in conv_out
-    text_model self_attn q_proj k_proj v_proj out_proj wi_0 wi_1
-""".split()
+_COMPOUNDS = {
+    "down_blocks", "up_blocks", "mid_block", "input_blocks", "output_blocks", "middle_block", "transformer_blocks",
+    "single_transformer_blocks", "joint_blocks", "double_blocks", "single_blocks", "x_block", "context_block", "img_attn",
+    "img_mlp", "img_mod", "txt_attn", "txt_mlp", "txt_mod", "adaLN_modulation", "proj_in", "proj_out", "to_q", "to_k", "to_v",
+    "to_out", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj", "proj_mlp", "ff_context", "norm1_context", "time_emb_proj",
+    "conv_shortcut", "in_layers", "out_layers", "emb_layers", "skip_connection", "time_embed", "label_emb", "time_embedding",
+    "add_embedding", "linear_1", "linear_2", "conv_in", "conv_out", "text_model", "self_attn", "q_proj", "k_proj", "v_proj",
+    "out_proj", "wi_0", "wi_1",
+}  # fmt: skip
+"""Words of module paths that have an underscore of their own."""
 _WORDS = re.compile("(?:" + "|".join(sorted(_COMPOUNDS, key=len, reverse=True)) + r"|[^_]+)(?=_|$)")
 
 
@@ -244,7 +247,7 @@ def _to_original(module: str, family: str) -> tuple[str, Rows]:
 
 def form_of(names: Iterable[str]) -> str | None:
     """The format of a file, from its layers' names; None where they agree in none."""
-    starts = {
+    starts: dict[str, str | tuple[str, ...]] = {
         "kohya": "lora_",
         "comfyui": ("diffusion_model.", "text_encoders."),
         "diffusers": ("unet.", "transformer.", "text_encoder.", "text_encoder_"),

@@ -54,6 +54,7 @@ COMMANDS: dict[str, Entry] = {
     "reap": Entry("reap", "Find every machine of lorry that still lives; --yes destroys them.", "Money"),
     "cost": Entry("look", "Compare what runs were estimated at, metered at, and billed.", "Money"),
     "offers": Entry("plan", "List the machines for rent now.", "Money"),
+    "convert": Entry("convert", "Change a LoRA's format, precision or rank, merge several, or see who can load it.", "Data"),
     "login": Entry("account", "Prove a key of a cloud and keep it in the system's keyring.", "Setup"),
     "logout": Entry("account", "Forget the key of a cloud that is kept on this computer.", "Setup"),
     "doctor": Entry("account", "Look for trouble before it costs: versions, keys, rights, machines.", "Setup"),
