@@ -141,7 +141,9 @@ def test_imports_point_one_way(file: Path):
 def test_the_modules_named_torch_free_are_free_of_torch_and_numpy():
     """Imported by a fresh Python, so that nothing of this one counts."""
     for modules, brings in ((TORCH_FREE, []), (NUMPY_ONLY, ["numpy"])):
-        code = f"import sys; import {', '.join(modules)}; print(*sorted({{'torch', 'numpy', 'diffusers', 'transformers'}} & set(sys.modules)))"
+        code = (
+            f"import sys; import {', '.join(modules)}; print(*sorted({{'torch', 'numpy', 'diffusers', 'transformers'}} & set(sys.modules)))"
+        )
         answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert answer.stdout.split() == brings
 
