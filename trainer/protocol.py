@@ -59,13 +59,17 @@ def _optimizer(name: str) -> str:
     raise PydanticCustomError("literal_error", "this is no optimizer", {"expected": ", ".join(OPTIMIZERS)})
 
 
-def _plain(value: Any) -> Any:
-    """TOML's exact numbers as the ordinary ones that an optimizer takes."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return tuple(_plain(one) for one in value)
-    return float(value) if isinstance(value, Decimal) else value
+def _arguments(told: Any) -> Any:
+    """TOML's exact numbers as the ordinary ones that an optimizer takes; lists of them as tuples."""
+    if not isinstance(told, dict):
+        return told
+    return {key: tuple(map(_number, one)) if isinstance(one, list | tuple) else _number(one, str, bool) for key, one in told.items()}
+
+
+def _number(value: object, *others: type) -> Any:
+    if isinstance(value, others) or (isinstance(value, int | float | Decimal) and not isinstance(value, bool)):
+        return float(value) if isinstance(value, Decimal) else value
+    raise PydanticCustomError("argument", "each is a number, a text, true or false, or a list of numbers")
 
 
 KnownOptimizer = Literal[
@@ -86,8 +90,6 @@ KnownOptimizer = Literal[
 ]
 OptimizerName = Annotated[KnownOptimizer | str, AfterValidator(_optimizer)]
 """A name that we know, or a class of an installed package with dots in it."""
-
-Argument = bool | int | float | str | tuple[float, ...] | None
 
 
 def _pattern(text: str) -> str:
@@ -173,9 +175,7 @@ class TrainingOptions(Message):
         "Measured when a checkpoint is saved, which is ten times a run unless said otherwise.",
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
-    caption_dropout_every_epochs: int | None = Field(
-        None, ge=1, description="Every so many epochs all captions are empty, as in kohya."
-    )
+    caption_dropout_every_epochs: int | None = Field(None, ge=1, description="Every so many epochs all captions are empty, as in kohya.")
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
     rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) instead: large ranks then learn as fast as small ones.")
@@ -224,10 +224,10 @@ class TrainingOptions(Message):
         "AdamW8bit",
         description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's rate; "
         "Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate, and "
-        "saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that is "
-        "installed where the job trains, as in `torch.optim.NAdam`.",
+        "saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that "
+        "is installed where the job trains, as in `torch.optim.NAdam`.",
     )
-    optimizer_args: Annotated[dict[str, Argument], BeforeValidator(_plain)] = Field(
+    optimizer_args: Annotated[dict[str, Any], BeforeValidator(_arguments)] = Field(
         default_factory=dict,
         description="What else the optimizer is told, as in `{ betas = [0.9, 0.99] }` or, for Prodigy, `{ d_coef = 2.0 }`.",
     )

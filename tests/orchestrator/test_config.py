@@ -256,6 +256,12 @@ def test_everything_wrong_is_said_at_once(findings):
         ("steps = 2000", 'flip = "yes"', "TYPE", '"yes"', "write flip = true, without quotes"),
         ("steps = 2000", 'optimizer = "adamw8bit"', "VALUE", '"adamw8bit"', 'write "AdamW8bit"'),
         ("steps = 2000", "learning_rate = 1e999", "VALUE", "1e999", ""),
+        ("steps = 2000", 'optimizer = "torch..Adam"', "VALUE", '"torch..Adam"', "it can be AdamW, "),
+        ("steps = 2000", "optimizer_args = 3", "TYPE", "3", ""),
+        ("steps = 2000", "optimizer_args = { d_coef = 2.0 }", "RULE", "{", ""),
+        ("steps = 2000", "optimizer_args = { betas = [0.9, true] }", "VALUE", "{", ""),
+        ("steps = 2000", 'optimizer = "Prodigy"', "RULE", "", ""),
+        ("steps = 2000", "lr_warmup_steps = 1.5", "RULE", "1.5", ""),
         ("steps = 2000", "steps = 2000\nepochs = 3", "RULE", "epochs", "take one of the two out"),
         ("steps = 2000", "resolution = 2048", "RULE", "2048", ""),
         ("steps = 2000", 'trigger = "a\\u001b[31mb"', "SYNTAX", "", "this key is there twice: keep one"),
@@ -269,7 +275,8 @@ def test_everything_wrong_is_said_at_once(findings):
 )
 def test_each_mistake_has_its_place_and_its_cure(finding, old, new, *, code, caret, hint):
     found = finding(swapped(old, new))
-    assert (found.code, found.hint) == (f"LRY-CONFIG-{code}", hint)
+    assert found.code == f"LRY-CONFIG-{code}"
+    assert found.hint.startswith(hint) if hint.endswith(", ") else found.hint == hint
     if caret:
         assert pointed_at(found) == caret
 
