@@ -26,8 +26,8 @@ from orchestrator.cli.group import command  # noqa: E402
 from orchestrator.cli.topics import ENVIRONMENT, JSON  # noqa: E402
 from orchestrator.config import CODES  # noqa: E402
 from orchestrator.errors import EXIT_CODES  # noqa: E402
-from orchestrator.keys import PROVIDERS, TABLES  # noqa: E402
-from orchestrator.wording import OTHER_SPELLINGS  # noqa: E402
+from orchestrator.file.keys import PROVIDERS, TABLES  # noqa: E402
+from orchestrator.file.wording import OTHER_SPELLINGS  # noqa: E402
 from trainer.errors import CODES as TRAINER_CODES  # noqa: E402
 
 REFERENCE = ROOT / "docs/reference"
@@ -120,6 +120,8 @@ def _kind(annotation: Any) -> str:
         return _kind(inner[0])
     if origin is tuple:
         return f"list of {_kind(inner[0])}"
+    if origin is dict:
+        return "table"
     if origin is Literal:
         return " or ".join(f"`{word}`" for word in inner)
     return {bool: "true or false", int: "whole number", float: "number", Decimal: "number", str: "text", Path: "path"}[annotation]

@@ -207,6 +207,7 @@ class TrainingOptions(Message):
     lora_plus_ratio: float = Field(
         1.0, gt=0, le=1000, description="Learning rate of B over that of A (LoRA+); 16 is its paper's, 1 the usual."
     )
+    merge_weight: float = Field(1.0, ge=-10, le=10, description="What `merge_lora` counts.")
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of the values between A and B left out at each step (kohya: network_dropout)."
     )
@@ -222,8 +223,8 @@ class TrainingOptions(Message):
     )
     optimizer: OptimizerName = Field(
         "AdamW8bit",
-        description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's rate; "
-        "Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate, and "
+        description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's "
+        "rate; Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate, and "
         "saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that "
         "is installed where the job trains, as in `torch.optim.NAdam`.",
     )
@@ -402,6 +403,10 @@ class JobSpec(TrainingOptions):
     family: str
     base: str = Field(description="Diffusers folder, single `.safetensors` checkpoint or hub id.")
     base_revision: str | None = None
+    start_from: str | None = None
+    """A LoRA file whose weights the adapter begins with."""
+    merge_lora: str | None = None
+    """A LoRA file that is added to the base before anything else."""
     dataset: str
     masks: str | None = None
     """Folder of masks: one picture for each of the dataset's, white where it is trained on."""
