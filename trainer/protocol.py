@@ -224,9 +224,9 @@ class TrainingOptions(Message):
     optimizer: OptimizerName = Field(
         "AdamW8bit",
         description="Optimizer. 8bit: states in 8 bits; Paged: they may move to main memory; Lion wants a third to a tenth of AdamW's "
-        "rate; Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant rate, and "
-        "saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a package that "
-        "is installed where the job trains, as in `torch.optim.NAdam`.",
+        "rate; Prodigy finds the rate itself, one for each part, and wants `learning_rate = 1.0`; AdamWScheduleFree wants a constant "
+        "rate, and saves, draws and measures the mean that it keeps; AdamWBF16 rounds weights and states by chance; or a class of a "
+        "package that is installed where the job trains, as in `torch.optim.NAdam`.",
     )
     optimizer_args: Annotated[dict[str, Any], BeforeValidator(_arguments)] = Field(
         default_factory=dict,
