@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Started, Step, Warned, dump_event
@@ -58,6 +58,10 @@ class EventLog:
             os.write(self._handle, b"\n")
 
 
+def _in_bands(bands: Sequence[float]) -> str:
+    return f" (by noise, from little to much: {' '.join(f'{band:.4f}' for band in bands)})" if bands else ""
+
+
 def plain_line(event: AnyEvent) -> str:
     """An event as a line for a person."""
     match event:
@@ -72,7 +76,7 @@ def plain_line(event: AnyEvent) -> str:
             where = f"step {event.step}/{event.steps}  epoch {event.epoch}"
             text = f"{where}  loss {event.loss:.4f}  lr {event.lr:.2e}  {event.samples_per_s:.2f} images/s"
         case Evaluated():
-            text = f"step {event.step}  held-out loss {event.loss:.4f}{', the best so far' if event.best else ''}"
+            text = f"step {event.step}  held-out loss {event.loss:.4f}{_in_bands(event.bands)}{', the best so far' if event.best else ''}"
         case Committed():
             text = f"saved {event.path} ({event.size:,} bytes)"
         case Warned():

@@ -488,7 +488,8 @@ def measure(run: Run) -> None:
     """Held-out loss, once a step."""
     if not run.held.captions or (run.measured is not None and run.measured[0] == run.lane.step):
         return
-    loss = loop.evaluate(run.model, run.lane.adapter, run.held)
+    bands = loop.evaluate(run.model, run.lane.adapter, run.held)
+    loss = sum(bands) / len(bands)
     if not math.isfinite(loss):
         raise TrainingError("LRY-TRAIN-NAN", f"the held-out loss is not finite after step {run.lane.step}.", "Lower the learning rate.")
     if run.best is not None and ruined(loss, run.best[1]):
@@ -498,7 +499,7 @@ def measure(run: Run) -> None:
     best = run.best is None or loss < run.best[1]
     run.best = run.measured if best else run.best
     run.lane.course.worse = 0 if best else run.lane.course.worse + 1
-    run.place.emit(Evaluated(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, loss=loss, best=best))
+    run.place.emit(Evaluated(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, loss=loss, bands=tuple(bands), best=best))
 
 
 def verdict(run: Run) -> str:

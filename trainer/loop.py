@@ -327,13 +327,16 @@ def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
 
 
 LOOKS = 4
-"""Timesteps at which a held-out picture is looked at: one in each quarter."""
+"""Timesteps at which a held-out picture is looked at: one in each quarter, which are the bands."""
 
 
 @torch.no_grad()
-def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> float:
-    """Mean squared error on held-out pictures, noise and timesteps always the same: comparable over steps and between jobs."""
-    total = 0.0
+def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> list[float]:
+    """Mean squared error on held-out pictures in each band, from little noise to much.
+
+    Noise and timesteps are always the same: comparable over steps and between jobs.
+    """
+    total = torch.zeros(LOOKS, dtype=torch.float64)
     with adapter.averaged(), model.bank.use([adapter], model.dtype):
         for index, (caption, *_) in enumerate(held.captions):
             picture = held.latents(index, AS_IT_IS)  # [c, h, w]
@@ -345,8 +348,9 @@ def evaluate(model: Denoiser, adapter: Adapter, held: Data) -> float:
             made = model.embed({name: value[None].to(model.device) for name, value in told.items()})
             predicted = model.predict(noisy, timesteps, {name: value.expand(LOOKS, *value.shape[1:]) for name, value in made.items()})
             mask = held.mask(index, AS_IT_IS).to(model.device) if held.mask else None
-            total += float(objective.per_sample_loss(predicted, wanted, mask=mask).mean())
-    return total / len(held.captions)
+            total += objective.per_sample_loss(predicted, wanted, mask=mask).cpu()
+    bands: list[float] = (total / len(held.captions)).tolist()
+    return bands
 
 
 def _finished(lane: Lane, loss: float, samples: int) -> Stepped:

@@ -501,6 +501,8 @@ class Evaluated(_Event):
     kind: Literal["evaluated"] = "evaluated"
     step: int
     loss: float
+    bands: tuple[float, ...] = ()
+    """The same for each band of noise, from little to much: a LoRA that has learnt details shows it in the first, a style in the last."""
     best: bool = False
     """Whether it is the lowest so far: its checkpoint is kept."""
 

@@ -181,7 +181,7 @@ def test_every_regularisation_picture_is_trained_on_and_none_is_measured_by(
         used.update(group)
         return plain(self, model, group, *rest)
 
-    def evaluate(model: Any, adapter: Any, held: loop.Data) -> float:
+    def evaluate(model: Any, adapter: Any, held: loop.Data) -> list[float]:
         assert len(held.captions) == 1
         assert "number" not in held.captions[0][0], "no caption of regularisation"
         return measured(model, adapter, held)

@@ -229,9 +229,9 @@ def test_a_neighbour_does_not_notice_a_fall(root: Path, spec: Spec, monkeypatch:
 def test_a_held_out_loss_beyond_ruin_goes_back_too(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     true, asked = loop.evaluate, []
 
-    def evaluate(*args: Any) -> float:
+    def evaluate(*args: Any) -> list[float]:
         asked.append(true(*args))
-        return asked[-1] * (10.0 if len(asked) == 3 else 1.0)
+        return [band * (10.0 if len(asked) == 3 else 1.0) for band in asked[-1]]
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
     events = run(root, spec(steps=9, save_every_steps=3, heldout=1))
@@ -247,7 +247,7 @@ def test_a_held_out_loss_beyond_ruin_goes_back_too(root: Path, spec: Spec, monke
 
 def measured_as(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     told = iter(losses)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: next(told))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: [next(told)])
 
 
 def test_the_best_checkpoint_is_marked_and_kept(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,7 @@ def test_pictures_held_out_are_said_measured_and_never_trained_on(root: Path, sp
     assert all(s.image.name in said for s in held)
     found = only(events, Evaluated)
     assert [e.step for e in found] == [0, 8, 16, 19]
+    assert all(len(e.bands) == 4 and sum(e.bands) / 4 == pytest.approx(e.loss) for e in found)
     assert only(events, Started)[0].steps == 19 == items.total_steps(JobSpec(**spec(epochs=1, steps=None)), samples)
     assert f"held-out loss {found[-1].loss:.4f}" in events[-1].message
     with safe_open(root / "jobs/lisa/out/lisa.safetensors", "pt") as file:
