@@ -44,7 +44,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class Lessons:
     """Everything that is trained on, and how often."""
 
     items: tuple[Item, ...]
@@ -103,7 +103,7 @@ def split(options: TrainingOptions, samples: Sequence[Sample]) -> tuple[list[Sam
     return [s for i, s in enumerate(samples) if i not in kept], [s for i, s in enumerate(samples) if i in kept]
 
 
-def course(options: TrainingOptions, trained: Sequence[Sample], priors: Sequence[Sample] = ()) -> Course:
+def lessons(options: TrainingOptions, trained: Sequence[Sample], priors: Sequence[Sample] = ()) -> Lessons:
     """Pictures of training and of regularisation as epochs, counted as sd-scripts counts them."""
     every = [*items(options, trained), *items(options, priors)]
     many = len(resolutions(options))
@@ -118,30 +118,30 @@ def course(options: TrainingOptions, trained: Sequence[Sample], priors: Sequence
         epochs=options.epochs,
     )
     shown = sum(repeats[len(trained) * many :])
-    return Course(tuple(every), rotation, replace(plan, images=plan.images - shown, priors=shown))
+    return Lessons(tuple(every), rotation, replace(plan, images=plan.images - shown, priors=shown))
 
 
 def plan(options: TrainingOptions, samples: Sequence[Sample], priors: Sequence[Sample] = ()) -> Plan:
     """Batches, steps and epochs of all samples of a dataset, less those held out."""
-    return course(options, split(options, samples)[0], priors).plan
+    return lessons(options, split(options, samples)[0], priors).plan
 
 
-def epochs_for_all(course: Course) -> int:
+def epochs_for_all(lessons: Lessons) -> int:
     """Epochs after which every regularisation picture has been shown."""
     seen: set[int] = set()
-    start = len(course.rotation.trained) * course.rotation.resolutions
-    for epoch in range(1, math.ceil(len(course.rotation.priors)) + 2):
-        seen |= {i for i, times in enumerate(course.rotation.repeats(epoch - 1)[start:]) if times}
-        if len(seen) == len(course.items) - start:
+    start = len(lessons.rotation.trained) * lessons.rotation.resolutions
+    for epoch in range(1, math.ceil(len(lessons.rotation.priors)) + 2):
+        seen |= {i for i, times in enumerate(lessons.rotation.repeats(epoch - 1)[start:]) if times}
+        if len(seen) == len(lessons.items) - start:
             return epoch
     raise AssertionError("every walk shows at least one picture")
 
 
-def words_of_priors(course: Course) -> str:
+def words_of_priors(lessons: Lessons) -> str:
     """What becomes of the regularisation pictures."""
-    epochs = epochs_for_all(course)
+    epochs = epochs_for_all(lessons)
     turns = "each of them in every epoch" if epochs == 1 else f"they take turns, and after {epochs} epochs each has been used"
-    return f"an epoch shows {course.plan.images} pictures and {course.plan.priors} of regularisation: {turns}"
+    return f"an epoch shows {lessons.plan.images} pictures and {lessons.plan.priors} of regularisation: {turns}"
 
 
 def total_steps(options: TrainingOptions, samples: Sequence[Sample], priors: Sequence[Sample] = ()) -> int:

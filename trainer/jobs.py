@@ -198,18 +198,18 @@ def prepare(job: JobSpec, place: Place) -> Run:
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="loading", detail=job.base))
     place.pause(job)
     model = place.model(foundation_of(job, place, dtype))
-    course = items.course(job, trained, found.priors)
+    lessons = items.lessons(job, trained, found.priors)
     convolutions = model.family.convolutions(model) if job.conv_rank else []
     slots = selection.slots_of(job, model.targets(list(rates), job.layers), convolutions, model.family.key_of)
     selection.expect_all_parts(job, slots, rates)
     place.emit(Phase(at_s=place.clock(), job=job.name, phase="caching", detail=f"{len(found.samples) + len(found.priors)} pictures"))
     hashes = hashes_of([*found.samples, *found.priors])
-    data = cached(job, place, model, course.items, hashes)
+    data = cached(job, place, model, lessons.items, hashes)
     if found.priors:
-        trained_on = len(course.items) - len(found.priors) * course.rotation.resolutions
-        priors, repeats = range(trained_on, len(course.items)), course.rotation.repeats(0)
-        data = replace(data, repeats=repeats, rotation=course.rotation, priors=priors)
-        warn(job, place, f"{items.words_of_priors(course)}.")
+        trained_on = len(lessons.items) - len(found.priors) * lessons.rotation.resolutions
+        priors, repeats = range(trained_on, len(lessons.items)), lessons.rotation.repeats(0)
+        data = replace(data, repeats=repeats, rotation=lessons.rotation, priors=priors)
+        warn(job, place, f"{items.words_of_priors(lessons)}.")
     measure = cached(job, place, model, items.measured(job, held), hashes)
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=_needed_encoders(job, model))
@@ -217,12 +217,12 @@ def prepare(job: JobSpec, place: Place) -> Run:
     optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
-    lane = loop.Lane(job, course.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
+    lane = loop.Lane(job, lessons.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
     facts = export.Facts(
         samples=trained,
         priors=found.priors,
-        buckets=course.buckets,
-        plan=course.plan,
+        buckets=lessons.buckets,
+        plan=lessons.plan,
         started_at=datetime.now(UTC),
         optimizer=optimizer.name,
         base_name=model.name,

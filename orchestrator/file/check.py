@@ -111,14 +111,14 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
     if not scan.samples:
         return looked, findings
     try:
-        course = items.course(job, items.split(job, scan.samples)[0], scan.priors)
-        plan = course.plan
+        lessons = items.lessons(job, items.split(job, scan.samples)[0], scan.priors)
+        plan = lessons.plan
         buckets = Counter(item.bucket for item in items.items(job, scan.samples))
     except ValueError as error:  # a resolution below one bucket step
         return looked, [*findings, finding_at(config, index, "resolution", "LRY-CONFIG-RULE", str(error))]
     counted = replace(
         looked,
-        reading=f"{scan.reading}; {items.words_of_priors(course)}" if scan.priors else scan.reading,
+        reading=f"{scan.reading}; {items.words_of_priors(lessons)}" if scan.priors else scan.reading,
         files=tuple(path for sample in scan.samples for path in sample.files),
         masks=tuple(dict.fromkeys(sample.mask for sample in scan.samples if sample.mask)),
         prior_files=tuple(path for sample in scan.priors for path in sample.files),

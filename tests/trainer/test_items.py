@@ -44,25 +44,25 @@ def kohyas_walk(repeats: list[int], wanted: int) -> list[int]:
 
 def test_the_example_that_was_seen_in_kohya() -> None:
     """5 pictures x 2 and 3 of regularisation: 20 batches, repeats 4, 3, 3."""
-    course = items.course(TrainingOptions(**SMALL, epochs=1), samples([((64, 64), 2)] * 5), samples([((64, 64), 1)] * 3, "reg"))
-    assert course.rotation.repeats(0)[5:] == [4, 3, 3]
-    assert (course.plan.batches_per_epoch, course.plan.steps, course.plan.images, course.plan.priors) == (20, 20, 10, 10)
+    lessons = items.lessons(TrainingOptions(**SMALL, epochs=1), samples([((64, 64), 2)] * 5), samples([((64, 64), 1)] * 3, "reg"))
+    assert lessons.rotation.repeats(0)[5:] == [4, 3, 3]
+    assert (lessons.plan.batches_per_epoch, lessons.plan.steps, lessons.plan.images, lessons.plan.priors) == (20, 20, 10, 10)
 
 
 @given(PICTURES, PICTURES, st.integers(1, 4), st.integers(1, 3), st.integers(1, 5))
 def test_regularisation_is_counted_as_kohya_counts_it(ours: list, reg: list, batch: int, many: int, epochs: int) -> None:
     options = TrainingOptions(**SMALL, epochs=epochs, batch_size=batch, gradient_accumulation=many)
-    course = items.course(options, samples(ours), samples(reg, "reg"))
+    lessons = items.lessons(options, samples(ours), samples(reg, "reg"))
     wanted = sum(repeats for _, repeats in ours)
     shown = kohyas_walk([repeats for _, repeats in reg], wanted)
-    assert course.rotation.repeats(0) == [repeats for _, repeats in ours] + shown
+    assert lessons.rotation.repeats(0) == [repeats for _, repeats in ours] + shown
     counts = Counter()
-    for item, times in zip(course.items, [*(r for _, r in ours), *shown], strict=True):
+    for item, times in zip(lessons.items, [*(r for _, r in ours), *shown], strict=True):
         counts[item.bucket] += times
     batches = sum(math.ceil(n / batch) for n in counts.values())
-    assert course.plan.batches_per_epoch == batches
-    assert course.plan.steps == epochs * math.ceil(batches / many)
-    assert wanted <= course.plan.priors < wanted + max(repeats for _, repeats in reg) + 1
+    assert lessons.plan.batches_per_epoch == batches
+    assert lessons.plan.steps == epochs * math.ceil(batches / many)
+    assert wanted <= lessons.plan.priors < wanted + max(repeats for _, repeats in reg) + 1
 
 
 @given(
@@ -88,24 +88,24 @@ def test_the_walk_goes_round() -> None:
 
 
 def test_how_long_it_takes_is_said() -> None:
-    course = items.course(TrainingOptions(**SMALL), samples([((64, 64), 2)] * 3), samples([((64, 64), 1)] * 20, "reg"))
-    assert items.epochs_for_all(course) == 4
-    assert "after 4 epochs" in items.words_of_priors(course)
+    lessons = items.lessons(TrainingOptions(**SMALL), samples([((64, 64), 2)] * 3), samples([((64, 64), 1)] * 20, "reg"))
+    assert items.epochs_for_all(lessons) == 4
+    assert "after 4 epochs" in items.words_of_priors(lessons)
 
 
 @given(PICTURES, PICTURES, st.integers(1, 3))
 def test_several_resolutions_are_as_several_datasets_of_kohyas(ours: list, reg: list, batch: int) -> None:
     """Each counts, batches and regularises for itself."""
     both = TrainingOptions(**SMALL, more_resolutions=(96,), epochs=1, batch_size=batch)
-    course = items.course(both, samples(ours), samples(reg, "reg"))
-    each = [items.course(both.model_copy(update={"resolution": r, "more_resolutions": ()}), samples(ours), samples(reg)) for r in (64, 96)]
-    assert course.plan.batches_per_epoch == sum(one.plan.batches_per_epoch for one in each)
-    assert course.plan.images == sum(one.plan.images for one in each)
-    assert Counter(course.buckets) == Counter(each[0].buckets) + Counter(each[1].buckets)
-    shapes, repeats = [item.shape for item in course.items], course.rotation.repeats(0)
+    lessons = items.lessons(both, samples(ours), samples(reg, "reg"))
+    each = [items.lessons(both.model_copy(update={"resolution": r, "more_resolutions": ()}), samples(ours), samples(reg)) for r in (64, 96)]
+    assert lessons.plan.batches_per_epoch == sum(one.plan.batches_per_epoch for one in each)
+    assert lessons.plan.images == sum(one.plan.images for one in each)
+    assert Counter(lessons.buckets) == Counter(each[0].buckets) + Counter(each[1].buckets)
+    shapes, repeats = [item.shape for item in lessons.items], lessons.rotation.repeats(0)
     for group in epoch_batches(shapes, repeats, batch, random.Random(0)):
-        assert len({(course.items[i].bucket, course.items[i].resolution) for i in group}) == 1
-    assert steps_of(shapes, repeats, batch, 1)[0] == course.plan.batches_per_epoch
+        assert len({(lessons.items[i].bucket, lessons.items[i].resolution) for i in group}) == 1
+    assert steps_of(shapes, repeats, batch, 1)[0] == lessons.plan.batches_per_epoch
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 400), st.integers(0, 400), st.integers(1, 16))

@@ -38,15 +38,15 @@ def lane(world: Path, model: Model, spec: Callable[..., dict[str, Any]]) -> Make
         job = JobSpec(**spec(**changes))
         place = jobs.Place(world, lambda _: None)
         samples = dataset.scan(world / "data", job).samples
-        course = items.course(job, samples)
+        lessons = items.lessons(job, samples)
         rates = jobs.rates_of(job)
         targets = model.targets(list(rates))
-        data = jobs.cached(job, place, model, course.items, jobs.hashes_of(samples))
+        data = jobs.cached(job, place, model, lessons.items, jobs.hashes_of(samples))
         model.prepare(targets, checkpointing=job.gradient_checkpointing)
         adapter = Adapter.create(targets, job.rank, job.scale, job.seed, CPU)
         optimizer, _ = optimizers.create(job, adapter)
         scaler = optimizers.LossScale(enabled=job.mixed_precision == "fp16")
-        return loop.Lane(job, course.plan, data, adapter, optimizer, rates, scaler)
+        return loop.Lane(job, lessons.plan, data, adapter, optimizer, rates, scaler)
 
     return make
 
