@@ -139,7 +139,9 @@ def _expected(annotation: Any) -> tuple[str, bool]:
         return _expected(arguments[0])[0], True
     if origin is dict:
         return "a table", False
-    if origin is Literal or annotation is Path:
+    if origin is Literal:
+        return kind_of(arguments[0]), False
+    if annotation is Path:
         return "text", False
     return next(words for kind, words in _KINDS if issubclass(Decimal if annotation is float else annotation, kind)), False
 

@@ -468,3 +468,15 @@ def test_recipes_and_templates_are_packed_into_the_wheel():
         file for package, patterns in data.items() for pattern in patterns for file in root.joinpath(*package.split(".")).glob(pattern)
     }
     assert {*(root / "templates/recipes").glob("*.toml"), root / "templates/lorry.toml.j2"} <= packed
+
+
+@pytest.mark.parametrize(("value", "fits"), [("150", True), ('"150"', False), ("100", False)])
+def test_a_choice_of_numbers_is_written_as_a_number(tmp_path, value, fits):
+    file = tmp_path / "lorry.toml"
+    lora = f'[[lora]]\nname = "a"\ndataset = "d"\nbase = "stable-diffusion-v1-5/stable-diffusion-v1-5"\nmax_token_length = {value}\n'
+    file.write_text(f'name = "a"\n[budget]\nmax_usd = 1\n{lora}')
+    if fits:
+        assert load(file).jobs[0].max_token_length == 150
+    else:
+        with pytest.raises(ConfigError):
+            load(file)
