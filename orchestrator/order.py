@@ -316,7 +316,10 @@ def _checkpoint_bytes(work: Work, scale: float) -> int:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    """Of a base; with a single file goes the folder that lies beside it."""
+    beside = path.with_suffix(".config") if path.is_file() else path
+    alone = path.stat().st_size if path.is_file() else 0
+    return alone + sum(f.stat().st_size for f in beside.rglob("*") if f.is_file())
 
 
 def _unet_bytes(base: Path) -> int:

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import IO
@@ -30,7 +30,7 @@ from .shell import CommandFailed, LocalTrouble, Shell
 
 BASES = "bases"
 """Where bases lie in the session's folder."""
-BASE_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model"})
+BASE_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".model", ".jinja"})
 """What a diffusers folder is read from. Never pickles."""
 STALL_S = 60.0
 """An rsync that moves nothing for so long is ended and started again; it goes on where it was."""
@@ -127,6 +127,9 @@ def base_items(base: Path) -> tuple[str, list[Item]]:
     """
     if base.is_file():
         files = [item(base.parent, base.name, "", follow=True)]
+        if (beside := base.with_suffix(".config")).is_dir():  # what the trainer takes of a file that does not hold it
+            below = items_below(beside, "", suffixes=BASE_SUFFIXES, follow=True)
+            files += [replace(f, root=base.parent, name=f"{beside.name}/{f.name}") for f in below]
     else:
         files = items_below(base, "", suffixes=BASE_SUFFIXES, follow=True)
     if not files:

@@ -224,6 +224,15 @@ def test_a_base_brings_what_the_trainer_reads_and_no_pickle(tmp_path: Path):
     assert base_items(tmp_path / "copy")[0] == where, "the same content is sent once, wherever it lies"
 
 
+def test_with_a_single_file_goes_what_the_trainer_takes_from_beside_it(tmp_path: Path):
+    for name in ("m.safetensors", "m.config/tokenizer/chat_template.jinja", "m.config/text_encoder/model.safetensors", "other.json"):
+        write(tmp_path / name, name.encode())
+    where, files = base_items(tmp_path / "m.safetensors")
+    assert [f.name for f in files] == ["m.safetensors", "m.config/text_encoder/model.safetensors", "m.config/tokenizer/chat_template.jinja"]
+    assert {f"{f.folder}/m.safetensors" for f in files} == {where}, "side by side over there too"
+    assert all((f.root / f.name).read_bytes() == f.name.encode() for f in files)
+
+
 def test_a_base_out_of_a_hubs_cache_is_sent_though_it_holds_links_only(shell: Shell, host: Host, tmp_path: Path, way: str):
     write(tmp_path / "blobs" / "1", b'{"_class_name": "StableDiffusionPipeline"}')
     write(tmp_path / "blobs" / "2", b"weights")
