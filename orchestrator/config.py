@@ -295,7 +295,7 @@ class _Reader:
         self._family(merged)
         self._recipe(merged)
         folder = self.file.absolute().parent
-        for key in ("dataset", "masks", "regularisation"):
+        for key in ("dataset", "masks", "regularisation", "start_from", "merge_lora"):
             if key in merged.values:
                 merged.values[key] = str(_resolved(folder, merged.values[key]))
         if "base" in merged.values:

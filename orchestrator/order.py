@@ -69,8 +69,10 @@ class CheckedJob:
 
     @property
     def folders(self) -> dict[str, tuple[Path, tuple[Path, ...]]]:
-        """Key of the job -> the folder that it names, and what of it is sent: what will be read, and nothing else."""
+        """Key of the job -> the folder or file that it names, and what of it is sent: what will be read, and nothing else."""
+        loras = {"start_from": self.config.start_from, "merge_lora": self.config.merge_lora}
         named = {
+            **{key: (file, (file,)) for key, file in loras.items() if file},
             "dataset": (self.config.dataset, self.check.files),
             "masks": (self.config.masks, self.check.masks),
             "regularisation": (self.config.regularisation, self.check.prior_files),
@@ -253,19 +255,18 @@ def requirements(config: RunConfig, disk_gib: int) -> Requirements:
     )
 
 
-def spec_of(job: CheckedJob, *, base: str, dataset: str, masks: str | None = None, regularisation: str | None = None) -> JobSpec:
-    """The trainer's view of a job, with its paths as the training machine sees them."""
-    return JobSpec(
+def spec_of(job: CheckedJob, *, base: str, **places: str) -> JobSpec:
+    """The trainer's view of a job, with its paths as the training machine sees them: `places` are those of `CheckedJob.folders`."""
+    told = {
         **job.config.training_options().model_dump(),
-        name=job.name,
-        family=family_of(job),
-        base=base,
-        base_revision=job.config.base_revision,
-        dataset=dataset,
-        masks=masks,
-        regularisation=regularisation,
-        output=f"jobs/{job.name}/out",
-    )
+        "name": job.name,
+        "family": family_of(job),
+        "base": base,
+        "base_revision": job.config.base_revision,
+        "output": f"jobs/{job.name}/out",
+        **places,
+    }
+    return JobSpec.model_validate(told)
 
 
 def _lay_out(ship: Path) -> None:

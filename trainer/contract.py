@@ -11,6 +11,7 @@ Knows nothing of families, files or jobs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -46,6 +47,8 @@ class Foundation:
     """Whether an empty caption is zeros instead of what the encoders make of it."""
     guidance: float = 1.0
     """What a model with a guidance embedding is told while it is trained."""
+    merged: tuple[Path, float] | None = None
+    """A LoRA that is added to the base first, and its weight."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ def resized(lora: Lora, rank: int) -> tuple[Lora, float]:
     """Every layer at this rank at most, by its largest singular values; and the share of the squared change that is kept."""
     layers, kept, whole = {}, 0.0, 0.0
     for key, layer in lora.layers.items():
-        layers[key], squares = _truncated(layer, rank)
+        layers[key], squares = truncated(layer, rank)
         kept, whole = kept + float(squares[:rank].sum()), whole + float(squares.sum())
     told = dict(lora.metadata)
     if "ss_network_dim" in told and max(lora.ranks) > rank:
@@ -25,7 +25,7 @@ def resized(lora: Lora, rank: int) -> tuple[Lora, float]:
     return replace(lora, layers=layers, metadata=told), kept / whole if whole else 1.0
 
 
-def _truncated(layer: Layer, rank: int) -> tuple[Layer, Array]:
+def truncated(layer: Layer, rank: int) -> tuple[Layer, Array]:
     """Its layer, alpha / rank as it was, and the squares of all singular values.
 
     Two thin QRs make it the decomposition of a small matrix.

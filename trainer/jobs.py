@@ -26,7 +26,22 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 from torch import Tensor
 
-from . import captions, checkpoint, dataset, export, families, items, loop, objective, optimizers, pictures, prompts, selection, streams
+from . import (
+    captions,
+    checkpoint,
+    dataset,
+    export,
+    families,
+    items,
+    loop,
+    objective,
+    optimizers,
+    pictures,
+    prompts,
+    selection,
+    start,
+    streams,
+)
 from .adapters import Adapter
 from .base import expect_family, inspect_base
 from .cache import Cache, address, file_hash
@@ -53,6 +68,8 @@ NOT_IN_DIGEST = {
     "regularisation",
     "base",
     "base_revision",
+    "start_from",
+    "merge_lora",
     "save_every_steps",
     "save_every_epochs",
     "save_precision",
@@ -214,6 +231,8 @@ def prepare(job: JobSpec, place: Place) -> Run:
     embedding = _prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=_needed_encoders(job, model))
     adapter = Adapter.of(slots, job.seed, place.device, up_rate=job.lora_plus_ratio)
+    if job.start_from:
+        warn(job, place, start.fill(adapter, place.root / job.start_from, job.family))
     optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
@@ -228,7 +247,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
         base_name=model.name,
         version=VERSION,
     )
-    return Run(job, place, model, lane, facts, wanted, embedding, _digest(job, model, found, hashes), measure)
+    return Run(job, place, model, lane, facts, wanted, embedding, _digest(job, place, model, found, hashes), measure)
 
 
 def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
@@ -247,6 +266,7 @@ def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
         zero_padding=job.t5_padding == "zero",
         blank_zeros=job.blank_caption == "zeros",
         guidance=job.guidance_embedding,
+        merged=(place.root / job.merge_lora, job.merge_weight) if job.merge_lora else None,
     )
 
 
@@ -413,13 +433,14 @@ def _prompt_embeddings(job: JobSpec, place: Place, model: Any, wanted: Sequence[
     return lambda text: {**made[text], **(model.encode_text(text, job, trained) if trained else {})}
 
 
-def _digest(job: JobSpec, model: Any, found: dataset.Scan, hashes: Mapping[Path, str]) -> str:
+def _digest(job: JobSpec, place: Place, model: Any, found: dataset.Scan, hashes: Mapping[Path, str]) -> str:
+    begun = file_hash(place.root / job.start_from) if job.start_from else None
     spec = job.model_dump(mode="json", exclude=NOT_IN_DIGEST)
     data, priors = (
         [[hashes[s.image], s.captions, s.repeats, hashes[s.mask] if s.mask else None] for s in samples]
         for samples in (found.samples, found.priors)
     )
-    return checkpoint.digest_of({"spec": spec, "data": data, "priors": priors, "base": model.fingerprint(), "trainer": 2})
+    return checkpoint.digest_of({"spec": spec, "data": data, "priors": priors, "base": model.fingerprint(), "start": begun, "trainer": 2})
 
 
 def saved(run: Run) -> list[checkpoint.Checkpoint]:

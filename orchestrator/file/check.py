@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.config import LoraConfig, RunConfig, finding_at
 from orchestrator.errors import ConfigError, DatasetError, Finding, WithFindings
 from trainer import dataset, items
-from trainer.base import Base, expect_family, inspect_base
+from trainer.base import Base, expect_family, inspect_base, read_header
 from trainer.errors import TrainerError
 from trainer.notes import Problem, printable
 from trainer.prompts import parse_prompts
@@ -105,6 +105,7 @@ def refusal(checked: Checked) -> WithFindings | None:
 def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list[Finding]]:
     base, findings = _base(config, index, job)
     findings += _prompts(config, index, job)
+    findings += _loras(config, index, job)
     scan = _scanned(job)
     findings += [_of_dataset(config, index, problem) for problem in scan.problems]
     looked = JobCheck(name=job.name, dataset=job.dataset, reading=scan.reading, base=base, family=_family(job, base))
@@ -191,6 +192,29 @@ def _prompts(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
     except TrainerError as error:
         return [finding_at(config, index, "sample_prompts", error.code, error.message, hint=error.hint)]
     return []
+
+
+def _loras(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
+    """What speaks against the LoRA files that a job begins with. Their numbers are looked at where it trains."""
+    found = []
+    for key, path in (("start_from", job.start_from), ("merge_lora", job.merge_lora)):
+        if path is None:
+            continue
+        if not path.is_file() or path.suffix != ".safetensors":
+            hint = "give a .safetensors file; other kinds can hold code, and are not opened"
+            found.append(finding_at(config, index, key, "LRY-FILE-ADAPTER", f"{path.name} is no .safetensors file", hint=hint))
+            continue
+        try:
+            known = any(".lora" in name for name in read_header(path))
+        except (TrainerError, OSError) as error:
+            found.append(finding_at(config, index, key, "LRY-FILE-ADAPTER", f"{path.name} cannot be read: {error}"))
+            continue
+        if not known:
+            message = f"{path.name} holds no LoRA"
+            found.append(
+                finding_at(config, index, key, "LRY-FILE-ADAPTER", message, hint="`lorry convert FILE` tells what it knows of a file")
+            )
+    return found
 
 
 def summary(job: JobCheck) -> list[str]:

@@ -96,6 +96,12 @@ class LoraConfig(TrainingOptions):
     regularisation: Path | None = Field(
         None, description="Folder of pictures that show what is not to change, as in `1_woman`; they make up half of every epoch."
     )
+    start_from: Path | None = Field(
+        None, description="LoRA to go on from, of any format that `lorry convert` reads; another rank is made to fit, and how well is said."
+    )
+    merge_lora: Path | None = Field(
+        None, description="LoRA that is added to the base first, by `merge_weight`: the new one is trained on top, and wants it at use."
+    )
     base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
     base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
     family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")

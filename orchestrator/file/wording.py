@@ -57,6 +57,16 @@ OTHER_SPELLINGS: dict[str, str] = {
     "bucket_reso_steps": "bucket_step",
     "flip_aug": "flip",
     "caption_dropout_rate": "caption_dropout",
+    "conv_dim": "conv_rank",
+    "network_dropout": "dropout",
+    "lora_dropout": "dropout",
+    "loraplus_lr_ratio": "lora_plus_ratio",
+    "use_rslora": "rslora",
+    "block_dims": "block_ranks",
+    "network_weights": "start_from",
+    "init_lora": "start_from",
+    "base_weights": "merge_lora",
+    "base_weights_multiplier": "merge_weight",
 }
 """How kohya and its kin write what we have another word for."""
 

@@ -210,6 +210,29 @@ def test_a_folder_beside_the_dataset_that_is_not_there_is_put_right_at_its_own_l
     assert [(f.code, f.path, f.line) for f in found] == [("LRY-DATA-MISSING", str(tmp_path / "lorry.toml"), line) for line in (9, 10)]
 
 
+@pytest.mark.parametrize("key", ["start_from", "merge_lora"])
+def test_a_lora_to_begin_with_is_looked_at_before_anything_is_rented(looked, tmp_path, key):
+    """That it is there, is data and not code, and holds a LoRA."""
+    picture(tmp_path / "lisa/1.png")
+    for name, tensor in (("old.safetensors", "lora_unet_x.lora_up.weight"), ("model.safetensors", "w")):
+        header = json.dumps({tensor: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        (tmp_path / name).write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
+    (tmp_path / "torn.safetensors").write_bytes(b"\0")
+    (tmp_path / "old.pt").write_bytes(b"pickle")
+    assert not looked(f'{key} = "old.safetensors"').errors
+    wrong = {
+        "nowhere.safetensors": "no .safetensors",
+        "old.pt": "no .safetensors",
+        "model.safetensors": "no LoRA",
+        "torn.safetensors": "read",
+    }
+    for name, words in wrong.items():
+        (found,) = looked(f'{key} = "{name}"').errors
+        assert words in found.message
+        assert found.code == "LRY-FILE-ADAPTER"
+        assert found.line is not None
+
+
 def test_what_is_wrong_in_a_folder_is_named_by_its_whole_path(looked, tmp_path):
     picture(tmp_path / "lisa/4_dog/a.png")
     (tmp_path / "lisa/4_dog/b.png").write_bytes(b"")

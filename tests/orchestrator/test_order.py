@@ -154,6 +154,26 @@ def test_masks_and_regularisation_pictures_are_sent_and_found(tmp_path: Path):
     assert order.jobs[1].masks is None
 
 
+def test_a_lora_to_begin_with_is_sent_and_found(tmp_path: Path):
+    plain = Desk(tmp_path, "base")
+    header = json.dumps({"a.lora_up.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "old one.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    config = (tmp_path / "lorry.toml").read_text()
+    more = 'start_from = "old one.safetensors"\nmerge_lora = "old one.safetensors"\nmerge_weight = 0.5\n'
+    (tmp_path / "lorry.toml").write_text(config.replace('dataset = "data sets/lisa"\n', 'dataset = "data sets/lisa"\n' + more))
+    jobs = checked_jobs(load(tmp_path / "lorry.toml"), check(load(tmp_path / "lorry.toml")))
+    folder = Home(tmp_path / "home").new_run("more")
+    order = make_order(plain.config, jobs, load_of(jobs), folder, cap_usd=plain.config.budget.max_usd, disk_gib=10)
+    lisa, forest = order.jobs
+    assert (lisa.start_from, lisa.merge_lora, lisa.merge_weight) == (
+        "jobs/lisa/start_from/old one.safetensors",
+        "jobs/lisa/merge_lora/old one.safetensors",
+        0.5,
+    )
+    assert {lisa.start_from, lisa.merge_lora} <= {item.remote for item in order.items}
+    assert forest.start_from is None
+
+
 def test_every_hash_in_the_order_is_that_of_the_file(desk: Desk):
     order = desk.order()
     assert len(order.items) > 20

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from trainer import start
 from trainer.base import PIPELINES, read_header, read_metadata
 from trainer.contract import Foundation
 from trainer.errors import BaseModelError
@@ -38,6 +39,8 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
         raise BaseModelError("LRY-BASE-LOAD", f"the base {base.location} cannot be loaded: {reason}", hint) from error
     _expect_kind(foundation, family, parts[family.parts[0]].config)
+    if foundation.merged:
+        start.merge(parts, *foundation.merged, foundation.family)
     process = family.process(parts, foundation, device)
     return Model(family, parts, process, device, foundation)
 
