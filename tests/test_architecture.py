@@ -33,6 +33,7 @@ TORCH_FREE = (
     "trainer.items",
     "trainer.notes",
     "trainer.opening",
+    "trainer.sidecars",
     "trainer.captions",
     "trainer.buckets",
     "trainer.base",

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from .notes import Notes
+
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 OTHER_PICTURES = frozenset(
     {
@@ -126,3 +128,16 @@ def brightest(path: Path) -> int:
     with opened(path) as image:
         plain = image if image.mode in ("L", "I", "I;16", "I;16B", "F") else image.convert("L")
         return int(plain.getextrema()[1])  # type: ignore[arg-type]  # one channel: one pair
+
+
+def inside(path: Path, root: Path, notes: Notes) -> bool:
+    """Whether the path leads to somewhere in the folder; a link out of it would not be sent."""
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        notes.error("LRY-DATA-LINK", path, "a symbolic link that leads nowhere.", "Remove it, or put the file in its place.")
+        return False
+    if not target.is_relative_to(root.resolve()):
+        notes.error("LRY-DATA-LINK", path, "a symbolic link to outside of the dataset.", "Copy the file into the dataset.")
+        return False
+    return True

@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from trainer import buckets
-from trainer.dataset import CAPTION_EXTENSIONS
 from trainer.opening import EXIF_ORIENTATION, EXTENSIONS, TURNED
+from trainer.sidecars import CAPTION_EXTENSIONS
 
 KOHYA_FOLDER = re.compile(r"^(\d+)_(.*)$", re.DOTALL)
 MOST_PICTURES = 20_000
