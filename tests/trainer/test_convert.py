@@ -321,3 +321,36 @@ def test_who_can_load_a_file_is_told_from_its_names() -> None:
     for form in FORMS:
         for family in names.FAMILIES:
             assert [reader.program for reader in convert.readers(form, family)] == list(convert.PROGRAMS)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "sd35", "flux"])
+def test_every_format_that_a_training_writes_says_the_same_of_every_layer(tmp_path: Path, family: str) -> None:
+    """The trainer's own writers against this reader: the same layers, the same strength, whatever the original fuses or swaps."""
+    import torch
+
+    from tests import tiny
+    from trainer import export, families
+    from trainer.adapters import Adapter
+    from trainer.base import inspect_base
+    from trainer.contract import Foundation
+
+    getattr(tiny, family)(tmp_path / "base")
+    model = families.load(Foundation(family=family, base=inspect_base("base", tmp_path), dtype=torch.float32), torch.device("cpu"))
+    adapter = Adapter.create(model.targets(list(model.family.parts)), 4, 0.375, 3, torch.device("cpu"))
+    for part in adapter.layouts:
+        for _, _, up in adapter.matrices(part):
+            up.normal_(generator=torch.Generator().manual_seed(0))
+    wanted = {
+        (part, slot.target.name.removeprefix("text_model.")): (slot.scale * up.double() @ down.double()).numpy()
+        for part in adapter.layouts
+        for slot, down, up in adapter.weights(part)
+    }
+    for form, write in model.family.formats.items():
+        said = {"ss_base_model_version": model.origin().base_model_version}
+        path = export.save_adapter(tmp_path / f"{form}.safetensors", write(adapter, torch.float32), said).path
+        found = lora.read(path)
+        assert (found.form, found.family) == (form, "sd3" if family == "sd35" else family)
+        changes = {(part, name.removeprefix("text_model.")): change for (part, name), change in products(found).items()}
+        assert changes.keys() == wanted.keys()
+        for key, change in wanted.items():
+            np.testing.assert_allclose(changes[key], change, rtol=1e-5, atol=1e-6, err_msg=f"{form} {key}")
