@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.file.bases import family_told_by
 from orchestrator.file.drafting import as_name
 
 from .aitoolkit_tables import (
@@ -24,6 +25,7 @@ from .aitoolkit_tables import (
     OF_A_FOLDER,
     RENAMED,
 )
+from .flow import of_aitoolkit
 from .folders import Folder, several
 from .nouns import Conversion, Job, chosen, fault_of, flat, number, truth, whole
 from .optimizers import Wanted, settle
@@ -61,6 +63,7 @@ class _Process:
         self._rates()
         self._steps()
         self._samples()
+        of_aitoolkit(c, self.family)
         c.rename(RENAMED)
         c.default("heldout", 0, "ai-toolkit trains on every picture")
         for ours, value in DEFAULTS.items():
@@ -80,6 +83,7 @@ class _Process:
         arch = str(c.get("model.arch", "")).partition(":")[0]
         flags = [f"model.{flag}" for flag in FAMILIES if truth(c.get(f"model.{flag}", False))]
         family = ARCHITECTURES.get(arch, arch) or (FAMILIES[flags[0].partition(".")[2]] if flags else "")
+        self.family = family or family_told_by(str(c.get("model.name_or_path", "")), self.target.absolute().parent)
         keys = ["model.arch", *flags]
         if family and not fault_of("family", family):
             c.carry(keys, "family", family)

@@ -85,7 +85,7 @@ MEANINGLESS: dict[str, str] = {
 
 LACKING: dict[str, Lack] = {
     "train.content_or_style": Lack(off=("balanced", None, ""), hint="lorry draws all timesteps alike"),
-    "train.timestep_type": Lack(off=(None, ""), ours=("timestep_sampling",), hint="lorry samples timesteps of flow models in its own way"),
+    "train.timestep_type": Lack(off=(None, ""), hint="lorry samples timesteps of flow models in its own way"),
     "train.linear_timesteps": Lack(),
     "train.loss_type": Lack(off=("mse", None, ""), hint="`loss_type` has l1 and huber"),
     "train.do_differential_guidance": Lack(),
@@ -94,9 +94,9 @@ LACKING: dict[str, Lack] = {
     "train.optimal_noise_pairing_samples": Lack(off=(1, 0, None)),
     "train.start_step": Lack(),
     "train.reg_weight": Lack(off=(1, 1.0, None), ours=("prior_loss_weight",)),
-    "network.conv": Lack(ours=("conv_rank", "conv_dim")),
+    "network.conv": Lack(ours=("conv_rank",)),
     "network.conv_alpha": Lack(off=(None, ""), ours=("conv_alpha",)),
-    "network.dropout": Lack(ours=("dropout", "lora_dropout", "network_dropout")),
+    "network.dropout": Lack(ours=("dropout",)),
     "model.assistant_lora_path": Lack(why="lorry trains on the base as it is", hint="use a base that is not distilled"),
     "model.vae_path": Lack(why="lorry takes encoders and VAE from the base", hint="name a diffusers folder as `base`"),
 }

@@ -11,10 +11,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from orchestrator.file.bases import family_told_by
 from orchestrator.file.drafting import as_name
 from trainer import buckets
 
-from . import kohya_gui, kohya_tables
+from . import flow, kohya_gui, kohya_tables
 from .counting import bucketed, pictures, repeats_in_name, steps_per_epoch, with_regularisation
 from .folders import Folder, several
 from .kohya_args import Arguments, of_command, of_dataset_file, of_gui, of_run_file, prompts_of
@@ -55,6 +56,7 @@ class Kohya:
         self._length()
         self._samples_and_saves()
         self.c.default("heldout", 0, "kohya trains on every picture")
+        flow.of_kohya(self.c, self.family)
         for ours, value in kohya_tables.DEFAULTS.items():
             self.c.default(ours, value)
         self.c.apply(kohya_tables.LACKING)
@@ -123,8 +125,8 @@ class Kohya:
         c.mean_nothing("v_parameterization", "off: the base says what it answers")
         c.mean_nothing("zero_terminal_snr", "off")
         self._module()
-        sdxl = family == "sdxl"
-        if sdxl:
+        self.family = family or family_told_by(str(c.get("pretrained_model_name_or_path", "")), self.target.absolute().parent)
+        if self.family == "sdxl":
             c.mean_nothing("clip_skip", "SDXL has its own layer, for kohya as well")
         elif c.get("clip_skip") and whole(c.get("clip_skip")):
             c.carry("clip_skip", "clip_skip", whole(c.get("clip_skip")))
@@ -260,7 +262,7 @@ class Kohya:
     def _sized(self, width: int, height: int) -> None:
         c = self.c
         bucketed_ = truth(c.get("enable_bucket", False))
-        side = equal_side(width, height, self._limits()) if bucketed_ else width
+        side = equal_side(width, height, self._limits()) if bucketed_ else width // 8 * 8
         if not bucketed_:
             if width != height:
                 c.lack(
@@ -365,7 +367,7 @@ class Kohya:
                 )
             else:
                 c.carry("lr_warmup_steps", "lr_warmup_steps", int(number(warmup) * total))
-        else:
+        elif "lr_warmup_steps" not in c.lines:
             c.carry("lr_warmup_steps", "lr_warmup_steps", int(number(warmup)))
         if name == "cosine_with_restarts":
             cycles = whole(c.get("lr_scheduler_num_cycles", 1) or 1)
@@ -493,12 +495,12 @@ class Kohya:
 
 
 _NETWORK_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "conv_dim": ("conv_rank", "conv_dim", "rank_conv"),
-    "conv_alpha": ("conv_alpha", "alpha_conv"),
-    "dropout": ("dropout", "lora_dropout", "network_dropout"),
+    "conv_dim": ("conv_rank",),
+    "conv_alpha": ("conv_alpha",),
+    "dropout": ("dropout",),
     "rank_dropout": ("rank_dropout",),
     "module_dropout": ("module_dropout",),
-    "loraplus_lr_ratio": ("lora_plus", "loraplus_ratio", "lora_plus_ratio"),
+    "loraplus_lr_ratio": ("lora_plus_ratio",),
 }
 """network_args -> what the same may be called here."""
 

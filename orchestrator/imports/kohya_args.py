@@ -47,7 +47,9 @@ class Arguments:
     def say(self, name: str, value: Any, place: str) -> None:
         """Said here; whatever was said before is overruled."""
         if name in self.values:
-            self.overruled[self.places[name]] = self.values[name]
+            before = self.places[name]
+            key = f"{before} (overruled)" if before == name else before
+            self.overruled[key], self.places[key] = self.values[name], before
         self.values[name] = value
         self.places[name] = place
 

@@ -22,7 +22,8 @@ _OF_THE_GUI = (
     "extra_accelerate_launch_args",
     "use_wandb", "gui_config", "log_tracker_config", "no_token_padding", "noise_offset_type", "LoRA_type", "additional_parameters",
     "train_t5xxl",
-    "epoch", "accelerate_launch", "dynamo_mode", "dynamo_use_dynamic", "dynamo_use_fullgraph", "save_as_bool", "lr_scheduler_type_list",
+    "epoch", "accelerate_launch", "dynamo_mode", "dynamo_use_dynamic", "dynamo_use_fullgraph", "save_as_bool", "lowvram", "train_blocks",
+    "lr_scheduler_type_list",
 )  # fmt: skip
 
 
@@ -56,6 +57,9 @@ def settle(c: Conversion) -> None:
     if str(c.get("seed", "0")) == "0":
         c.mean_nothing("seed", "0: none is set")
     c.mean_nothing("xformers", "how kohya uses its machine; lorry sees to it by itself")
+    c.mean_nothing(
+        [key for key in c.source if key.startswith(("flux1_", "sd3_")) and not key.endswith("_checkbox")], "a setting of the GUI itself"
+    )
     c.mean_nothing([key for key in _OF_THE_GUI if key != "epoch"], "a setting of the GUI itself")
 
 

@@ -202,11 +202,13 @@ class Conversion:
         return ", ".join(short[:3]) + (f" and {len(short) - 3} more" if len(short) > 3 else "")
 
     def _end(self, fate: Fate, key: str) -> None:
-        self.fates[key] = replace(fate, value="not shown") if _SECRET.search(key) else fate
+        self.fates[key] = replace(fate, value="not shown") if _SECRET.search(key) or _SECRET_INSIDE.search(str(fate.value)) else fate
 
 
 _SECRET = re.compile(r"(api_key|_token|password|access_key\w*|secret\w*)$", re.IGNORECASE)
 """Keys whose values are nobody's business, the new file's least of all."""
+
+_SECRET_INSIDE = re.compile(r"--\w*(api_key|_token)\b", re.IGNORECASE)
 
 _FIRST = ("dataset", "base", "base_revision", "family", "trigger", "steps", "epochs")
 

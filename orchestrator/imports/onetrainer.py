@@ -17,6 +17,7 @@ from orchestrator.errors import UsageError
 from orchestrator.file.drafting import as_name
 
 from .counting import pictures, steps_per_epoch
+from .flow import of_onetrainer
 from .folders import Folder, several
 from .nouns import Conversion, Job, chosen, fault_of, first_existing, flat, number, truth, whole
 from .onetrainer_tables import ARGUMENTS, CONCEPT_MEANINGLESS, DEFAULTS, FAMILIES, LACKING, PRECISIONS, RENAMED, STARTS
@@ -68,6 +69,11 @@ class _Run:
         c.default("heldout", 0, "OneTrainer trains on every picture of these concepts")
         for ours, value in DEFAULTS.items():
             c.default(ours, value)
+        of_onetrainer(c, self.family)
+        c.note(
+            "OneTrainer puts an adapter on every layer, convolutions too",
+            "`conv_rank` adapts convolutions; the file has linear layers only",
+        )
         c.apply(LACKING)
         c.mean_nothing("concepts", "none are in the file")
         for key in c.source:
@@ -83,6 +89,7 @@ class _Run:
             c.carry("base_model_name", "base", placed(str(base), self.file, self.target).written)
         kind = str(c.get("model_type", "STABLE_DIFFUSION_15"))
         family = next((ours for start, ours in FAMILIES if kind.startswith(start)), kind)
+        self.family = family
         if fault := fault_of("family", family):
             c.lack("model_type", fault, "`lorry check` says whether this version trains the base")
         else:

@@ -133,8 +133,8 @@ LACKING: dict[str, Lack] = {
     "layer_filter": Lack(off=(None, ""), hint="lorry chooses the layers by family"),
     "layer_filter_preset": Lack(off=("full", None, ""), hint="lorry chooses the layers by family"),
     "layer_filter_regex": Lack(),
-    "timestep_distribution": Lack(off=("UNIFORM", None, ""), ours=("timestep_sampling",), hint="lorry samples timesteps in its own way"),
-    "timestep_shift": Lack(off=(1, 1.0, None), ours=("timestep_shift", "flow_shift"), hint="lorry samples timesteps in its own way"),
+    "timestep_distribution": Lack(off=("UNIFORM", None, ""), hint="lorry samples timesteps in its own way"),
+    "timestep_shift": Lack(off=(1, 1.0, None), hint="lorry samples timesteps in its own way"),
     "dynamic_timestep_shifting": Lack(),
     "min_noising_strength": Lack(ours=("min_noising_strength",)),
     "max_noising_strength": Lack(off=(1, 1.0, None), ours=("max_noising_strength",)),
@@ -146,7 +146,7 @@ LACKING: dict[str, Lack] = {
     "learning_rate_min_factor": Lack(ours=("lr_min",)),
     "loss_scaler": Lack(off=("NONE", None, ""), hint="multiply the rates yourself"),
     "log_cosh_strength": Lack(hint="`loss_type` has l1 and huber"),
-    "dropout_probability": Lack(ours=("dropout", "lora_dropout", "network_dropout")),
+    "dropout_probability": Lack(ours=("dropout",)),
 }
 
 CONCEPT_MEANINGLESS = ("name", "seed", "__version", "enabled", "validation_concept", "text_variations", "concept_stats", "type")

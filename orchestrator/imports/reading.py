@@ -148,6 +148,20 @@ def _depths(value: Any, depth: int) -> Iterator[int]:
         yield from _depths(one, depth + 1)
 
 
+_KOHYAS = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "network_module",
+        "network_dim",
+        "train_data_dir",
+        "dataset_config",
+        "optimizer_type",
+        "train_batch_size",
+    }
+)
+"""A run file has one of these at least."""
+
+
 def _form(data: Any) -> Form | None:
     if isinstance(data, list):
         return _form_of_list([one for one in data if isinstance(one, Mapping)])
@@ -166,7 +180,7 @@ def _form(data: Any) -> Form | None:
     if {"data_backend_config", "model_family"} & keys:
         return "simpletuner"
     leaves = {str(key) for value in data.values() if isinstance(value, Mapping) for key in value} | keys
-    if {"pretrained_model_name_or_path", "network_module", "network_dim", "train_data_dir", "dataset_config"} & leaves:
+    if _KOHYAS & leaves:
         return "kohya"
     return None
 

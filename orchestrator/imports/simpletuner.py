@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.file.bases import family_told_by
 from orchestrator.file.drafting import as_name
 
 from .counting import pictures, repeats_in_name
+from .flow import of_simpletuner
 from .folders import Folder, several
 from .nouns import Conversion, Job, chosen, fault_of, flat, number, truth, whole
 from .optimizers import Wanted, settle
@@ -72,6 +74,9 @@ class _Run:
         self._rates()
         self._length()
         self._samples()
+        of_simpletuner(c, self.family)
+        c.default("layers", "attention", "SimpleTuner adapts the attention alone")
+        c.default("dropout", 0.1, "SimpleTuner's lora_dropout where nothing is said")
         c.default("heldout", 0, "SimpleTuner trains on every picture")
         for ours, value in DEFAULTS.items():
             c.default(ours, value)
@@ -93,6 +98,7 @@ class _Run:
             c.carry("pretrained_model_name_or_path", "base", placed(str(base), self.file, self.target).written)
         elif usual := USUAL_BASES.get((family, flavour)) or USUAL_BASES.get((family, "")):
             c.carry(("model_flavour",), "base", usual, said_by=f"SimpleTuner's model for {family} {flavour}".rstrip())
+        self.family = ours or family_told_by(str(c.get("pretrained_model_name_or_path", "")), self.target.absolute().parent)
         if family and not fault_of("family", ours):
             c.carry("model_family", "family", ours)
         else:

@@ -139,25 +139,23 @@ MEANINGLESS: dict[str, str] = {
 
 _FLOW = "lorry samples timesteps of flow models in its own way"
 LACKING: dict[str, Lack] = {
-    "lora_dropout": Lack(ours=("dropout", "lora_dropout", "network_dropout"), off=(0, 0.0, 0.1, None)),
+    "lora_dropout": Lack(ours=("dropout",), off=(None, "")),
     "lora_init_type": Lack(off=("default", None, "")),
     "init_lora": Lack(off=(None, "", "None"), ours=("init_lora", "start_from"), why="lorry begins a LoRA anew"),
     "lycoris_config": Lack(off=(None, ""), why="lorry trains LoRA on linear layers", hint="expect another adapter: compare the results"),
     "use_dora": Lack(ours=("dora", "use_dora")),
     "flux_lora_target": Lack(off=("all", None, ""), hint="lorry chooses the layers by family"),
-    "flow_schedule_shift": Lack(off=(None, ""), ours=("timestep_shift", "flow_shift"), why=_FLOW),
+    "flow_schedule_shift": Lack(off=(None, ""), why=_FLOW),
     "flow_schedule_auto_shift": Lack(why=_FLOW),
     "flow_use_uniform_schedule": Lack(why=_FLOW),
     "flow_use_beta_schedule": Lack(why=_FLOW),
     "flow_sigmoid_scale": Lack(off=(1, 1.0, None, ""), why=_FLOW),
     "flux_guidance_mode": Lack(off=(None, ""), why=_FLOW),
-    "flux_guidance_value": Lack(off=(None, ""), ours=("guidance_scale", "guidance"), why="lorry trains FLUX with a guidance of its own"),
+    "flux_guidance_value": Lack(off=(None, ""), why="lorry trains FLUX with a guidance of its own"),
     "t5_padding": Lack(off=("unmodified", None, ""), why="lorry pads T5 in its own way"),
     "sd3_clip_uncond_behaviour": Lack(off=("empty_string", None, "")),
     "sd3_t5_uncond_behaviour": Lack(off=("empty_string", None, "")),
-    "tokenizer_max_length": Lack(
-        off=(None, "", 77), ours=("t5_max_length", "t5_tokens"), why="lorry has lengths of its own", hint="`max_token_length`"
-    ),
+    "tokenizer_max_length": Lack(off=(None, "", 77), why="lorry has lengths of its own", hint="`max_token_length`"),
     "use_soft_min_snr": Lack(hint="`min_snr_gamma` cuts hard"),
     "offset_noise": Lack(),
     "noise_offset_probability": Lack(off=(0.25, None), hint="`noise_offset` is added to every picture"),
