@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from . import names
 from .errors import IntegrityError
 from .lora import Key, Layer, Lora, flat
 from .tensorfile import Array
@@ -108,7 +109,13 @@ def readers(form: str, family: str, *, one_alpha: bool = True) -> list[Reader]:
 
 
 def _kind(family: str) -> str:
-    return "unet" if family in ("sd15", "sd2", "sdxl") else family
+    return "unet" if family in names.UNETS else names.FILES_OF.get(family, family)
+
+
+def loads_in(form: str, family: str) -> list[str]:
+    """One sentence about the file that a training of this family writes; none where nobody has looked."""
+    known = (form, _kind(family)) in _READERS
+    return [words(readers(form, family))] if known else []
 
 
 def words(found: Sequence[Reader]) -> str:

@@ -46,6 +46,7 @@ from .adapters import Adapter
 from .base import expect_family, inspect_base
 from .cache import Cache, address, file_hash
 from .contract import IDS, Condition, Drawing, Foundation, View
+from .convert import loads_in
 from .course import ruined
 from .errors import DatasetError, SpecError, StopRequested, TrainerError, TrainingError
 from .events import Emit
@@ -524,11 +525,13 @@ def measure(run: Run) -> None:
 
 
 def verdict(run: Run) -> str:
-    """What the held-out pictures say of the whole run."""
-    if run.best is None or run.measured is None:
-        return ""
-    words = f"held-out loss {run.measured[1]:.4f}"
-    return words if run.best == run.measured else f"{words}; the best was {run.best[1]:.4f} at step {run.best[0]}"
+    """What the held-out pictures say of the whole run, and who can load its file."""
+    told = []
+    if run.best is not None and run.measured is not None:
+        told.append(f"held-out loss {run.measured[1]:.4f}")
+        told += [] if run.best == run.measured else [f"the best was {run.best[1]:.4f} at step {run.best[0]}"]
+    form = next(iter(run.model.family.formats))
+    return "; ".join([*told, *loads_in(form, run.job.family)])
 
 
 def due(run: Run) -> bool:

@@ -129,6 +129,9 @@ FORMATS = ("kohya", "diffusers", "comfyui")
 UNETS = ("sd15", "sd2", "sdxl")
 FAMILIES = (*UNETS, *BLOCKS)
 
+FILES_OF: Mapping[str, str] = {"sd35": "sd3"}
+"""Families that the trainer tells apart, and whose files are another's."""
+
 KOHYA_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "sd15": {"text_encoder": "lora_te"},
     "sd2": {"text_encoder": "lora_te"},

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import lora
+from . import lora, names
 from .adapters import Adapter
 from .convert import truncated
 from .errors import IntegrityError
 from .lora import Key, Layer, Lora
-
-_FILES_OF = {"sd35": "sd3"}
-"""Families whose files cannot be told from another's."""
 
 
 def fill(adapter: Adapter, path: Path, family: str) -> str:
@@ -75,7 +72,7 @@ def _module(root: Any, name: str) -> Any:
 
 def _read(path: Path, family: str) -> Lora:
     source = lora.read(path)
-    if source.family != _FILES_OF.get(family, family):
+    if source.family != names.FILES_OF.get(family, family):
         raise IntegrityError(
             "LRY-FILE-ADAPTER", f"{path.name} is a LoRA for {source.family}, not for {family}.", "Give one of this family."
         )

@@ -120,6 +120,7 @@ def test_a_job_starts_from_one_lora_on_top_of_another_and_goes_on_after_a_stop(w
     seen: list[Any] = []
     whole = run_job(job, Place(tmp_path / "one", seen.append, device=CPU))
     assert whole.state == "done", whole.message
+    assert "loads in A1111, Forge, ComfyUI, diffusers" in whole.message, "each training says who can load what it made"
     assert any("starts from old.safetensors" in event.message for event in seen if event.kind == "warned")
     seen.clear()
     saved = lambda: any(event.kind == "committed" for event in seen)  # noqa: E731
