@@ -506,6 +506,15 @@ def test_a_hub_base_of_another_kind_is_refused_before_it_is_fetched(name: str, b
     assert (bases / name).is_dir()
 
 
+def test_a_gated_base_says_what_opens_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's words, without the hub."""
+    words = "You are trying to access a gated repo.\nMake sure to have access to it at https://hub/a/b."
+    monkeypatch.setattr("diffusers.DiffusionPipeline.load_config", lambda *_, **__: (_ for _ in ()).throw(OSError(words)))
+    with pytest.raises(BaseModelError, match="gated repo") as caught:
+        families.load(Foundation(family="flux", base=Base(kind="hub", location="a/b", family=None), dtype=torch.float32), CPU)
+    assert "HF_TOKEN" in caught.value.hint
+
+
 def test_3_is_not_3_5(bases: Path) -> None:
     base = Base(kind="hub", location=str(bases / "sd35"), family=None)
     with pytest.raises(BaseModelError, match="is not of family sd3: its qk_norm is rms_norm"):

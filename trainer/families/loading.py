@@ -37,6 +37,8 @@ def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         hint = "Check the id and the network." if base.kind == "hub" else "Fetch the model again, or check that it is complete."
+        if "gated repo" in str(error):
+            hint = "Accept its licence on the hub with your account, and set HF_TOKEN to a token of that account where it is trained."
         raise BaseModelError("LRY-BASE-LOAD", f"the base {base.location} cannot be loaded: {reason}", hint) from error
     _expect_kind(foundation, family, parts[family.parts[0]].config)
     if foundation.merged:
