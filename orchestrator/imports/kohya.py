@@ -125,6 +125,12 @@ class Kohya:
         c.mean_nothing("v_parameterization", "off: the base says what it answers")
         c.mean_nothing("zero_terminal_snr", "off")
         self._module()
+        if weights := c.get("network_weights"):
+            c.carry("network_weights", "start_from", placed(str(weights), self.file, self.target).written)
+        merged = c.get("base_weights", [])
+        if isinstance(merged, list) and len(merged) == 1:
+            c.carry("base_weights", "merge_lora", placed(str(merged[0]), self.file, self.target).written)
+            c.rename({"base_weights_multiplier": ("merge_weight", _first_number)})
         self.family = family or family_told_by(str(c.get("pretrained_model_name_or_path", "")), self.target.absolute().parent)
         if self.family == "sdxl":
             c.mean_nothing("clip_skip", "SDXL has its own layer, for kohya as well")
@@ -159,6 +165,7 @@ class Kohya:
             self.folder = where.found
             c.carry("train_data_dir", "dataset", where.written)
         self._regularisation([s.folder for s in reg] or ([str(c.get("reg_data_dir"))] if c.get("reg_data_dir") and not own else []))
+        c.mean_nothing(("train_data_dir", "conditioning_data_dir"), "none, or not for folders that are named so")
         self._captions()
         if not own:
             repeats = c.get("dataset_repeats", 1)
@@ -503,6 +510,10 @@ _NETWORK_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "loraplus_lr_ratio": ("lora_plus_ratio",),
 }
 """network_args -> what the same may be called here."""
+
+
+def _first_number(value: Any) -> float:
+    return number(value[0] if isinstance(value, list) else value)
 
 
 def _plain(text: str) -> Any:

@@ -37,7 +37,7 @@ def settle(c: Conversion) -> None:
     if kind in lone - {"Kohya LoCon"}:
         c.mean_nothing(_LYCORIS, f"the GUI passes it on for other kinds than {kind}")
     else:
-        c.lack([key for key in ("conv_dim", "conv_alpha") if c.get(key)], "lorry has no layers for convolutions", "expect another adapter")
+        c.rename({"conv_dim": ("conv_rank", whole), "conv_alpha": ("conv_alpha", number)}, ("conv_dim", "conv_alpha"))
         c.mean_nothing(_LYCORIS, "belongs to the kind of adapter that is listed")
     if str(c.get("noise_offset_type", "Original")) == "Multires":
         c.mean_nothing("noise_offset", "the GUI adds multires noise instead")

@@ -87,6 +87,8 @@ class _Run:
         c = self.c
         if base := c.get("base_model_name"):
             c.carry("base_model_name", "base", placed(str(base), self.file, self.target).written)
+        if start := c.get("lora_model_name"):
+            c.carry("lora_model_name", "start_from", placed(str(start), self.file, self.target).written)
         kind = str(c.get("model_type", "STABLE_DIFFUSION_15"))
         family = next((ours for start, ours in FAMILIES if kind.startswith(start)), kind)
         self.family = family

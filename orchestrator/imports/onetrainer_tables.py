@@ -128,7 +128,7 @@ STARTS: dict[str, str] = {
 """How a key begins -> why it changes nothing here. What changes something has been decided before this table is asked."""
 
 LACKING: dict[str, Lack] = {
-    "lora_model_name": Lack(ours=("init_lora", "start_from"), why="lorry begins a LoRA anew"),
+    "lora_model_name": Lack(why="lorry begins a LoRA anew"),
     "lora_decompose": Lack(ours=("dora", "use_dora"), why="lorry trains LoRA without DoRA"),
     "layer_filter": Lack(off=(None, ""), hint="lorry chooses the layers by family"),
     "layer_filter_preset": Lack(off=("full", None, ""), hint="lorry chooses the layers by family"),

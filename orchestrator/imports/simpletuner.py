@@ -104,6 +104,8 @@ class _Run:
         else:
             c.lack("model_family", fault_of("family", ours), "`lorry check` says whether this version trains the base")
         c.mean_nothing("model_flavour", "told from the base")
+        if str(c.get("init_lora", "None")) != "None":
+            c.carry("init_lora", "start_from", placed(str(c.get("init_lora")), self.file, self.target).written)
         if str(c.get("prediction_type", "")) == "v_prediction":
             c.carry("prediction_type", "prediction", "v")
 

@@ -141,7 +141,7 @@ _FLOW = "lorry samples timesteps of flow models in its own way"
 LACKING: dict[str, Lack] = {
     "lora_dropout": Lack(ours=("dropout",), off=(None, "")),
     "lora_init_type": Lack(off=("default", None, "")),
-    "init_lora": Lack(off=(None, "", "None"), ours=("init_lora", "start_from"), why="lorry begins a LoRA anew"),
+    "init_lora": Lack(off=(None, "", "None"), why="lorry begins a LoRA anew"),
     "lycoris_config": Lack(off=(None, ""), why="lorry trains LoRA on linear layers", hint="expect another adapter: compare the results"),
     "use_dora": Lack(ours=("dora", "use_dora")),
     "flux_lora_target": Lack(off=("all", None, ""), hint="lorry chooses the layers by family"),

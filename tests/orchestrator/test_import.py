@@ -302,6 +302,8 @@ def test_what_kohya_does_where_nothing_is_said_is_written_out():
         ({"use_8bit_adam": True}, {"optimizer": "AdamW8bit"}),
         ({"max_token_length": 225, "min_snr_gamma": 5, "clip_skip": 2}, {"max_token_length": 225, "min_snr_gamma": 5.0, "clip_skip": 2}),
         ({"save_every_n_epochs": 2, "max_train_epochs": 10}, {"save_every_epochs": 2, "epochs": 10}),
+        ({"network_weights": "old.safetensors"}, {"start_from": "old.safetensors"}),
+        ({"network_args": ["conv_dim=8", "conv_alpha=4"]}, {"conv_rank": 8, "conv_alpha": 4}),
         ({"save_n_epoch_ratio": 4, "max_train_epochs": 10}, {"save_every_epochs": 2}),
     ],
 )
