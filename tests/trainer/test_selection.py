@@ -250,6 +250,19 @@ def test_drops_leave_out_what_they_say_and_keep_the_mean() -> None:
     assert sum(module) / 400 == pytest.approx(0.7, abs=0.07)
 
 
+def test_what_is_left_out_depends_on_job_step_row_and_layer_and_on_nothing_else() -> None:
+    """A draw has an address: the same again for gradient checkpointing and after a restart, another one everywhere else."""
+
+    def mask(seed: int, counters: tuple[int, int], layer: int) -> torch.Tensor:
+        return Drop(0.5, 0.0, 0.0, seed, counters).mask(layer, (2, 50, 8), torch.zeros(1))
+
+    here = mask(1, (3, 0), 4)
+    torch.manual_seed(99)
+    assert torch.equal(here, mask(1, (3, 0), 4))
+    for other in (mask(2, (3, 0), 4), mask(1, (4, 0), 4), mask(1, (3, 1), 4), mask(1, (3, 0), 5)):
+        assert not torch.equal(here, other)
+
+
 def test_each_vector_learns_at_its_own_rate() -> None:
     _, _, adapter = varied(2, up_rate=16.0)
     assert adapter.rates({"unet": 0.1}) == pytest.approx({"unet": 0.1, "unet*0.5": 0.05, "unet*16": 1.6, "unet*8": 0.8})
