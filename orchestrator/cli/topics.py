@@ -30,7 +30,8 @@ _RECEIPT = "the receipt: run, status, exit_code, jobs, machines, cost, report; e
 
 JSON: dict[str, str] = {
     "init": "file, recipe, jobs: name, dataset, trigger",
-    "import": "file, jobs: name, trainer, read (files), keys; carried, meaningless and listed (key, value, and to, why, hint), differs (what, hint)",
+    "import": "file, jobs: name, trainer, read (files), keys;"
+    " carried, meaningless and listed (key, value, and to, why, hint), differs (what, hint)",
     "check": "a list of findings: code, path, line, message, hint, severity; empty when nothing is wrong",
     "plan": "candidates, best first, each with every phase's seconds and dollars",
     "run": _RECEIPT,
