@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from . import checkpoint, course, jobs, optimizers
+from . import checkpoint, course, jobs, optimizers, saying
 from .errors import TrainerError
 from .jobs import Run
 from .protocol import TrainingOptions
@@ -40,7 +40,7 @@ def fall_back(run: Run, error: TrainerError) -> bool:
             one.path.unlink(missing_ok=True)
     where = f"step {lane.step}, the last good checkpoint," if good else "the beginning, nothing being saved yet,"
     words = f"{error.message} The job goes on from {where} at {course.EASE:g} of its learning rate; if it happens again, it ends."
-    jobs.warn(run.job, run.place, words)
+    saying.warn(run.job, run.place, words)
     return True
 
 
@@ -84,7 +84,7 @@ def climb(run: Run) -> bool:
     lane.course.footing = footing
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
-    jobs.warn(run.job, place, f"out of memory at step {lane.step + 1}: {words}.")
+    saying.warn(run.job, place, f"out of memory at step {lane.step + 1}: {words}.")
     return True
 
 
@@ -99,7 +99,7 @@ def shrink(run: Run) -> None:
     options: TrainingOptions = run.job.model_copy(update={"optimizer": course.IN_8_BITS[run.job.optimizer]})
     run.lane.optimizer, warning = optimizers.create(options, run.lane.adapter)
     if warning:
-        jobs.warn(run.job, run.place, warning)
+        saying.warn(run.job, run.place, warning)
 
 
 def best_of(run: Run) -> checkpoint.Checkpoint | None:

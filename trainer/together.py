@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import checkpoint, fallback, jobs, loop, turns
+from . import checkpoint, fallback, jobs, keeping, loop, parts, saying, turns
 from .errors import StopRequested, TrainerError
 from .jobs import Place, Run
 from .protocol import Ended, JobSpec
@@ -77,11 +77,11 @@ def groups(specs: Sequence[JobSpec], place: Place) -> list[list[JobSpec]]:
 def _kind(spec: JobSpec, place: Place) -> tuple[object, ...]:
     """What jobs of one group agree in; empty for a job that trains by itself."""
     try:
-        rates = jobs.rates_of(spec)
+        rates = parts.rates_of(spec)
         foundation = jobs.foundation_of(spec, place, jobs.precision(spec, place.device)[0])
     except (TrainerError, OSError):
         return ()  # it will end with this error in its own turn
-    if jobs.trains_text(rates, spec):
+    if parts.trains_text(rates, spec):
         return ()
     return foundation, tuple(rates), spec.layers, spec.gradient_checkpointing
 
@@ -144,7 +144,7 @@ class Crew:
         found[run.job.name] = jobs.saved(run)
 
     def _begin(self, run: Run) -> None:
-        jobs.say_started(run)
+        saying.say_started(run)
         again = run.lane.step > 0
         if run.lane.done:
             self._finish(run, again=again)
@@ -154,14 +154,14 @@ class Crew:
             return
         if not again:
             run.start = {name: flat.detach().clone() for name, flat in run.lane.adapter.flat.items()}
-        if again and jobs.due_adapter(run):
-            jobs.measure(run)
-            jobs.commit_adapter(run, final=False)
-        jobs.keep_up(run, again=again)
+        if again and keeping.due_adapter(run):
+            keeping.measure(run)
+            keeping.commit_adapter(run, final=False)
+        keeping.keep_up(run, again=again)
         if not again:
-            jobs.measure(run)
+            keeping.measure(run)
         others = [name for name in self.runs if name != run.job.name]
-        jobs.say_phase(run, "training", f"together with {', '.join(others)}"[:500] if others else "")
+        saying.say_phase(run, "training", f"together with {', '.join(others)}"[:500] if others else "")
         run.said.begin()
 
     # --- one pass -----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Crew:
             self.width = 1 if self._mishaps >= MISHAPS else self.width
             words = f"a pass of {len(members)} jobs broke ({type(error).__name__}: {str(error)[:200]}); each takes it alone."
         for run in members:
-            jobs.warn(run.job, self.place, words)
+            saying.warn(run.job, self.place, words)
 
     def _after_step(self, run: Run, stepped: loop.Stepped) -> None:
         if stepped.error is not None:
@@ -231,8 +231,8 @@ class Crew:
             raise jobs.located(stepped.error, run) if isinstance(stepped.error, TrainerError) else stepped.error
         run.said.add(stepped)
         if not run.lane.done:
-            jobs.keep_up(run)
-            self._cut_due |= jobs.due(run)
+            keeping.keep_up(run)
+            self._cut_due |= keeping.due(run)
         elif len(self.runs) == 1:
             self._finish(run)
         else:
@@ -250,24 +250,24 @@ class Crew:
             self._guarded(run.job, partial(self._finish, run))
 
     def _save(self, run: Run, company: dict[str, int]) -> None:
-        if jobs.due(run) or run.lane.done:
-            jobs.measure(run)
-        jobs.save(run, company, self._cuts)
-        if jobs.due_adapter(run):
-            jobs.commit_adapter(run, final=False)
+        if keeping.due(run) or run.lane.done:
+            keeping.measure(run)
+        keeping.save(run, company, self._cuts)
+        if keeping.due_adapter(run):
+            keeping.commit_adapter(run, final=False)
         if fallback.has_turned(run):
             self._finish_at_best(run)
         elif not run.lane.done:
-            jobs.say_phase(run, "training")
+            saying.say_phase(run, "training")
 
     # --- going --------------------------------------------------------------------------------------
 
     def _finish(self, run: Run, *, again: bool = False) -> None:
         run.said.flush()
-        jobs.keep_up(run, again=again)
-        jobs.measure(run)
-        written = jobs.commit_adapter(run, final=True)
-        self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=jobs.verdict(run)))
+        keeping.keep_up(run, again=again)
+        keeping.measure(run)
+        written = keeping.commit_adapter(run, final=True)
+        self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=keeping.verdict(run)))
 
     def _finish_at_best(self, run: Run) -> None:
         """The held-out loss has turned: the job is done, with the weights that were best."""
@@ -278,7 +278,7 @@ class Crew:
         run.measured = run.best
         words = f"held-out loss was not better for {run.job.stop_when_worse} measurements: ended at step {turned_at}"
         words += f" with the adapter of step {run.lane.step}" if found else ", where nothing better is kept"
-        written = jobs.commit_adapter(run, final=True)
+        written = keeping.commit_adapter(run, final=True)
         self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=words))
 
     def _someone_left(self, midway: Sequence[Run]) -> bool:
@@ -295,9 +295,9 @@ class Crew:
 
     def _stop(self, run: Run, company: dict[str, int]) -> None:
         run.said.flush()
-        jobs.save(run, company, self._cuts)
+        keeping.save(run, company, self._cuts)
         if run.lane.step > 0:
-            jobs.commit_adapter(run, final=False)
+            keeping.commit_adapter(run, final=False)
         raise StopRequested
 
     def _guarded(self, job: JobSpec, work: Callable[[], Any]) -> None:

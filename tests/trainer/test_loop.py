@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from trainer import checkpoint, dataset, families, items, jobs, loop, optimizers, rules, streams
+from trainer import caching, checkpoint, dataset, families, items, jobs, loop, optimizers, parts, rules, streams
 from trainer.adapters import Adapter
 from trainer.contract import Foundation
 from trainer.families.model import Model
@@ -39,9 +39,9 @@ def lane(world: Path, model: Model, spec: Callable[..., dict[str, Any]]) -> Make
         place = jobs.Place(world, lambda _: None)
         samples = dataset.scan(world / "data", job).samples
         lessons = items.lessons(job, samples)
-        rates = jobs.rates_of(job)
+        rates = parts.rates_of(job)
         targets = model.targets(list(rates))
-        data = jobs.cached(job, place, model, lessons.items, jobs.hashes_of(samples))
+        data = caching.cached(job, place, model, lessons.items, caching.hashes_of(samples))
         model.prepare(targets, checkpointing=job.gradient_checkpointing)
         adapter = Adapter.create(targets, job.rank, job.scale, job.seed, CPU)
         optimizer, _ = optimizers.create(job, adapter)

@@ -264,7 +264,7 @@ def spoil_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def spoil_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = together.jobs.keep_up
+    plain = together.keeping.keep_up
 
     def keep_up(run: Any, **how: Any) -> None:
         if run.job.name == "bad" and run.lane.step == 3:
