@@ -52,7 +52,9 @@ def guard_of(lorry: Lorry, run: str) -> int:
     """The process that guards the run's machine."""
     (machine,) = [m for m in lorry.cloud.machines(run) if m.live]
     (pid,) = [
-        p for p, command in processes_naming(f"machines/{machine.id}").items() if "python3 -c" in command and ".lorry-guard" in command
+        p
+        for p, command in processes_naming(f"{lorry.cloud.folder}/machines/{machine.id}").items()
+        if "python3 -c" in command and ".lorry-guard" in command
     ]
     return pid
 
