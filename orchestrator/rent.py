@@ -59,7 +59,7 @@ def rented(trip: Trip) -> Iterator[Machine]:
     block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
     """
     for held, *beside in _leases(trip):
-        with _given_back(trip, held.lease) as ending, _given_back_too(trip, beside):
+        with _given_back_too(trip, beside), _given_back(trip, held.lease) as ending:  # in this order: giving back may fail too
             found = _made_useful(trip, held)
             if isinstance(found, Machine):
                 _let_go(trip, found, beside)

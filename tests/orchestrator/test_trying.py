@@ -14,7 +14,7 @@ from fakes import PRICES, FakeClock, FakeCloud, FakeShell, Meter, SilentView, an
 
 from orchestrator import outside, rent
 from orchestrator.budget import GIB
-from orchestrator.errors import MachineFailed, NoOffer
+from orchestrator.errors import MachineFailed, MayStillBill, NoOffer
 from orchestrator.home import RunFolder
 from orchestrator.lifecycle import Signal
 from orchestrator.machines import reaching
@@ -87,6 +87,12 @@ class Cloud(FakeCloud):
         self.machines: list[Machine] = []
         self.ssh: SSHEndpoint | None = SSHEndpoint(host="203.0.113.7", port=22, user="root")
         self.boots_s: dict[str, float] = {}
+        self.deaf: set[str] = set()
+        """Instances that no terminate ends."""
+
+    def terminate(self, instance_id: str) -> None:
+        if instance_id not in self.deaf:
+            super().terminate(instance_id)
 
     def _instance(self, meter: Meter) -> Instance:
         up = self.clock.passed_s >= meter.from_s + self.boots_s.get(meter.instance_id, 0.0)
@@ -373,6 +379,17 @@ def test_when_the_first_of_two_is_wrong_the_second_has_booted_meanwhile(desk):
         assert at.cloud.clock.passed_s < 130
     assert at.cloud.creates == 2
     assert at.bad() == {"m00": Fault.HARDWARE}
+
+
+def test_the_second_of_two_goes_too_when_the_first_cannot_be_seen_to_go(desk):
+    """Exit 10 for the stubborn one; the other does not bill on for it."""
+    at = desk(sell(4), start_two=True)
+    at.cloud.boots_s = {"i-0": 5.0, "i-1": 1e6}
+    at.cloud.told = WRONG
+    at.cloud.deaf = {"i-0"}
+    with pytest.raises(MayStillBill), rented(at.trip()):
+        pytest.fail("there is no machine to hold")
+    assert [meter.instance_id for meter in at.cloud.billing()] == ["i-0"]
 
 
 def test_two_that_never_boot_are_waited_for_once_and_not_one_after_the_other(desk):
