@@ -19,6 +19,9 @@ UNSAVED_S = 60.0
 ORDERLY = {0, 5}
 """Exit codes that end a run with everything at home that there was."""
 
+DIED = {None, 1}
+"""A lorry that was killed, or broke on a full disk: nobody stood by until the next."""
+
 PROMISES = {
     "silent": "a machine is alive and believed gone",
     "doubled": "a create is sent twice",
@@ -76,7 +79,7 @@ def _overspent(story: Story) -> list[str]:
     world, machines = story.world, story.world.cloud.machines
     if any(m.until_s is None for m in machines):
         return []
-    stood_by = len(story.told) == 2 and story.told[0].exit_code not in {None, 10} and world.weather.cloud_is_well and not world.slept
+    stood_by = len(story.told) == 2 and story.told[0].exit_code not in {*DIED, 10} and world.weather.cloud_is_well and not world.slept
     guarded = all(m.is_guarded and not m.is_dearer for m in machines) and not story.clock_was_set and not story.lost
     if not (stood_by or guarded):
         return []
@@ -138,8 +141,11 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
 def _could_come(story: Story, machine: Machine, at: float) -> bool:
     """What was made then: a lorry stood by long enough, with an open line, and not only when the cap was reached."""
     until = at if machine.until_s is None else machine.until_s
+    at_the_cap = any(told.message.startswith("the cap of") for told in story.told)
+    if at_the_cap and story.clock_was_set:  # a clock set on by a year has used up any cap
+        return False
     gaps = [(last.at_s, told.from_s) for last, told in pairwise(story.told)] + story.world.slept
-    if any(told.message.startswith("the cap of") for told in story.told) and any(begin - UNSAVED_S <= at <= end for begin, end in gaps):
+    if at_the_cap and any(begin - UNSAVED_S <= at <= end for begin, end in gaps):
         return False
     lost_s = sum(max(0.0, min(end, until) - max(begin, at)) for begin, end in (*gaps, *machine.cuts))
     return until - at - lost_s > UNSAVED_S
