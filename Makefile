@@ -2,7 +2,7 @@
 # make test     every test that runs without a GPU in reasonable time; sets itself up
 # make check    linter, formatter, types, architecture: under a minute
 # make docs     write the generated pages anew
-# make crash    kill the client at every crash point and take the run up again
+# make crash    the client killed at every crash point, signals in every phase, and every other long life of a run
 # make simulate SEEDS=n FIRST=k   the money protocol in so many faulty worlds, each replayable by its number
 # make bench    speed and memory, as ratios; runs alone
 # make setup    system packages and .venv, nothing else
@@ -23,7 +23,7 @@ demo:
 	@$(PYTHON) -m templates.demo.demo
 
 test: setup check
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "not crash and not bench and not gpu"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "not crash and not slow and not bench and not gpu"
 
 check: setup
 	@$(PYTHON) -m ruff check --quiet .
@@ -35,7 +35,7 @@ docs: setup
 	$(PYTHON) docs/generate.py
 
 crash: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m crash tests/e2e
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "crash or slow" tests/e2e
 
 SEEDS ?= 2000000
 FIRST ?= 0

@@ -21,7 +21,6 @@ SEEDS = range(4)
 
 pytestmark = [
     pytest.mark.xdist_group("demo"),  # one worker trains it, once
-    pytest.mark.slow,
     pytest.mark.skipif(not (DEMO / "base/model_index.json").exists(), reason="the demo's base is not in this checkout"),
 ]
 

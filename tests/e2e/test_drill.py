@@ -45,7 +45,7 @@ def steps(document: Any) -> dict[str, dict[str, Any]]:
     return {step["step"]: step for step in document["steps"]}
 
 
-@pytest.mark.parametrize("provider", FACES)
+@pytest.mark.parametrize("provider", [name if name == "sandbox" else pytest.param(name, marks=pytest.mark.slow) for name in FACES])
 def test_the_guard_ends_the_machine_by_itself_and_the_bill_agrees(provider: str, lorry: Lorry) -> None:
     done = lorry("doctor", "--drill", provider, "-y", "--json", **face(lorry, provider))
     assert done.code == 0, done.err

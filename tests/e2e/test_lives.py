@@ -81,7 +81,7 @@ def test_pull_fetches_when_nobody_drives_and_leaves_the_machine_to_its_work(lorr
         assert lost.code == 10, "a machine that nobody looks after"
         assert f"lorry attach {run}" in lost.err
         pulled = lorry("pull", run, "--json")
-        assert pulled.code == 0, pulled.err
+        assert pulled.code == 10, "it has fetched, and still nobody looks after the machine"
         assert (lorry.at(run) / "jobs/one/checkpoints/step000003.safetensors").exists()
         check_results(lorry, run)
         assert [m.live for m in lorry.cloud.machines(run)] == [True]
@@ -124,7 +124,7 @@ def test_a_worker_killed_twice_at_one_place_fails_its_job_with_its_likely_cause_
     assert len(check_gone(lorry, run)) == 2
 
 
-@pytest.mark.parametrize("driver", ["alive", "dead"])
+@pytest.mark.parametrize("driver", ["alive", pytest.param("dead", marks=pytest.mark.slow)])
 def test_stop_brings_a_checkpoint_home_and_resume_goes_on_from_it(driver: str, lorry: Lorry, long: Path, undisturbed):
     """Interrupted and resumed on another machine: the same losses, the same adapter as without."""
     driving = lorry.start("run", str(long), "-y", "--json")
@@ -155,7 +155,7 @@ def test_stop_brings_a_checkpoint_home_and_resume_goes_on_from_it(driver: str, l
     assert lorry("resume", run).code == 2, "there is nothing left to do"
 
 
-@pytest.mark.parametrize("driver", ["alive", "dead"])
+@pytest.mark.parametrize("driver", ["alive", pytest.param("dead", marks=pytest.mark.slow)])
 def test_down_destroys_at_once(driver: str, lorry: Lorry, long: Path):
     driving = lorry.start("run", str(long), "-y", "--json")
     with lorry.standing(1) as run:

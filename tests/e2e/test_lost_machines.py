@@ -89,7 +89,6 @@ def check_one_at_a_time(lorry: Lorry, run: str) -> None:
             alive.discard(event["machine"])
 
 
-@pytest.mark.slow
 def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     lorry: Lorry, base: Path, drawn: Path, vast: dict[str, str], undisturbed: Any
 ) -> None:
@@ -126,7 +125,7 @@ def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     assert (shown.code, shown.out.count("steps gained: it is stopped: outbid")) == (0, 3), "the receipt for people"
 
 
-@pytest.mark.parametrize("client", ["alive", "killed"])
+@pytest.mark.parametrize("client", ["killed", pytest.param("alive", marks=pytest.mark.slow)])
 def test_a_machine_that_dies_is_destroyed_and_another_goes_on(client: str, lorry: Lorry, long: Path, undisturbed: Any) -> None:
     """On demand, its container ended: what it leaves bills its disk until it is destroyed. Who takes the run up goes on as well."""
     crash = {"LORRY_CRASH_AT": "gone-written", "LORRY_KEEPER": "off"} if client == "killed" else {}
@@ -149,6 +148,7 @@ def test_a_machine_that_dies_is_destroyed_and_another_goes_on(client: str, lorry
     assert [e["step"] for e in lorry.events(run) if e["kind"] == "started"] == [0, 3]
 
 
+@pytest.mark.slow
 def test_a_host_that_was_offline_for_a_while_is_not_replaced(lorry: Lorry, long: Path, undisturbed: Any) -> None:
     """Its cloud does not call it gone, and waiting costs less than another one: the run has one machine."""
     driver = lorry.start("run", str(long), "-y", "--json")

@@ -10,8 +10,6 @@ import pytest
 
 from .world import Lorry, adapters, check_receipt, check_results, config, poll
 
-pytestmark = pytest.mark.slow
-
 DAYS = 100_000
 """Steps that no deadline of this file leaves time for."""
 
@@ -53,6 +51,7 @@ def test_the_end_of_a_queue_that_does_not_fit_is_left_out_the_others_finish_and_
         assert lorry("down", run).code == 0
 
 
+@pytest.mark.slow
 def test_a_price_that_rises_while_nobody_looks_is_said_and_the_cap_holds(lorry: Lorry, base: Path, drawn: Path):
     """Thirty times dearer: what is left of the cap is the way out, and the newest checkpoint comes home within it."""
     file = queue(lorry, base, drawn, {"one": DAYS}, max_usd=20.0)

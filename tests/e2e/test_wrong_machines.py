@@ -68,7 +68,7 @@ def remembered(lorry: Lorry) -> list[dict[str, Any]]:
     return machines
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", [name if name == "sandbox" else pytest.param(name, marks=pytest.mark.slow) for name in FACES])
 def test_a_machine_with_another_card_gets_no_byte_of_the_dataset_and_the_next_one_trains(lorry: Lorry, base: Path, noise: Path, face: str):
     file, env = config(lorry.folder, base, {"cat": noise}), env_of(lorry, face)
     asked = lorry("plan", str(file), "--provider", face, "--json", **env)

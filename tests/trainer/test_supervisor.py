@@ -326,7 +326,6 @@ def worker_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
-@pytest.mark.slow
 def test_killed_supervisor_and_worker_change_nothing_about_the_result(real: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two jobs together, started twice, hung up on, kill -9 of worker and supervisor: to the bit what the two give undisturbed."""
     undisturbed = tmp_path_factory.mktemp("undisturbed")
@@ -388,7 +387,6 @@ def lisa_is_given_up(root: Path, pid: int) -> bool:
     return False
 
 
-@pytest.mark.slow
 def test_a_worker_killed_and_a_stop_in_real_processes(real: Path) -> None:
     """Two jobs together: the first death is nobody's, the second is that of the job that was alone."""
     for path in real.glob("jobs/*/job.json"):  # long enough that nobody is done before the blow falls
