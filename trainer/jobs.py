@@ -47,7 +47,6 @@ from .protocol import JobSpec, Phase
 from .saying import Losses, say_committed, warn
 
 VERSION = "0.1.0"
-STEP_EVENT_EVERY_S = 0.2
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -48,7 +48,7 @@ def root(world: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def train(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[AnyEvent]]:
     """Trains jobs into `out/<name>`, alone or together; a stop is asked for after so many steps of the first."""
-    monkeypatch.setattr("trainer.jobs.STEP_EVENT_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
 
     def run(jobs: Sequence[dict[str, Any]], out: str, stop_after: int | None = None) -> list[AnyEvent]:
         events: list[AnyEvent] = []

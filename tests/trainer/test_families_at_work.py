@@ -53,7 +53,7 @@ def home(root: Path, family: str) -> Path:
 @pytest.fixture
 def train(family: str, places: dict[str, Place], spec: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train jobs of one family in a folder; their events."""
-    monkeypatch.setattr("trainer.jobs.STEP_EVENT_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
     place = places[family]
 
     def run(jobs: Sequence[dict[str, Any]], out: str, stop_at: float = math.inf) -> list[AnyEvent]:

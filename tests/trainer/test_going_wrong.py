@@ -28,7 +28,7 @@ Spec = Callable[..., dict[str, Any]]
 @pytest.fixture
 def root(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A session folder of its own; every step is said."""
-    monkeypatch.setattr("trainer.jobs.STEP_EVENT_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
     (tmp_path / "base").symlink_to(world / "base")
     shutil.copytree(world / "data", tmp_path / "data")
     return tmp_path

@@ -138,7 +138,7 @@ def test_two_runs_with_one_seed_give_one_file(root: Path, spec: Spec) -> None:
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_stopped_and_gone_on_is_the_same_as_undisturbed(at: int, root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the cache, the samples and the adapters in between."""
-    monkeypatch.setattr("trainer.jobs.STEP_EVENT_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
     options = {
         "steps": 7,
         "optimizer": "AdamW8bit",

@@ -80,7 +80,7 @@ def reached(events: Sequence[AnyEvent]) -> dict[str, int]:
 
 @pytest.fixture(autouse=True)
 def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.jobs.STEP_EVENT_EVERY_S", 0.0)
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
 
 
 def losses(events: Sequence[AnyEvent], name: str) -> dict[int, float]:
