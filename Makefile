@@ -23,7 +23,7 @@ demo:
 	@$(PYTHON) -m templates.demo.demo
 
 test: setup check
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "not crash and not slow and not bench and not gpu"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "not crash and not slow and not bench and not gpu"
 
 check: setup
 	@$(PYTHON) -m ruff check --quiet .
@@ -35,7 +35,7 @@ docs: setup
 	$(PYTHON) docs/generate.py
 
 crash: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 2 --dist loadgroup -m "crash or slow" tests/e2e
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "crash or slow" tests/e2e
 
 SEEDS ?= 2000000
 FIRST ?= 0

@@ -65,7 +65,7 @@ def lives(pid: int) -> bool:
     """Whether there is a process of this number that is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second while it was being read
         return False
 
 

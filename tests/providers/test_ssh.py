@@ -46,8 +46,8 @@ class Garage:
             poll(partial(self._port, name), what="a machine")
             home, config = self.folder / "machines" / name / "root", self.folder / "machines" / name / "etc" / "sshd_config"
             own = " ".join(f'"{word}={value}"' for word, value in machine.base_environment(home.parent).items() if word in ("HOME", "PATH"))
-            lines = [line for line in config.read_text().splitlines() if not line.startswith("ForceCommand")]
-            config.write_text("\n".join([*lines, f"SetEnv {own}", ""]))  # each login reads it anew
+            lines = [line for line in config.read_text().splitlines() if not line.startswith(("ForceCommand", "SetEnv"))]
+            config.write_text("\n".join([*lines, f"SetEnv SHLVL=1 {own}", ""]))  # the first SetEnv counts; each login reads it anew
             self.hosts.append(f"{login_user()}@127.0.0.1:{self.machines.look(name).port}")
             self.homes.append(home)
         return self
