@@ -271,7 +271,7 @@ def spoil_disk(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(28, "No space left on device")
         plain(run, **how)
 
-    monkeypatch.setattr(together.jobs, "keep_up", keep_up)
+    monkeypatch.setattr(together.keeping, "keep_up", keep_up)
 
 
 SPOILT = {
