@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -36,7 +36,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 FAMILIES = ("sd15", "sd2", "sdxl", "sd3", "sd35", "flux", "zimage")
 """Model families that the trainer has a plug-in for; `trainer.families` holds one file for each."""
 
-LR_SCHEDULERS = (
+LRScheduler = Literal[
     "constant",
     "constant_with_warmup",
     "linear",
@@ -47,7 +47,8 @@ LR_SCHEDULERS = (
     "inverse_sqrt",
     "piecewise_constant",
     "warmup_stable_decay",
-)
+]
+LR_SCHEDULERS: tuple[str, ...] = get_args(LRScheduler)
 
 MAX_EVENT_BYTES = 64 * 1024
 """A line longer than this is not an event of ours; the reader drops it instead of growing."""
@@ -237,18 +238,7 @@ class TrainingOptions(Message):
     )
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
-    lr_scheduler: Literal[
-        "constant",
-        "constant_with_warmup",
-        "linear",
-        "cosine",
-        "cosine_with_restarts",
-        "polynomial",
-        "rex",
-        "inverse_sqrt",
-        "piecewise_constant",
-        "warmup_stable_decay",
-    ] = Field("constant", description="Shape of the learning rate over the run; a warm-up goes before any of them.")
+    lr_scheduler: LRScheduler = Field("constant", description="Shape of the learning rate over the run; a warm-up goes before any of them.")
     lr_warmup_steps: float | int = Field(
         0, ge=0, description="Steps over which the learning rate rises from 0; below 1 the share of all steps, as in 0.05."
     )

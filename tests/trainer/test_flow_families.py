@@ -374,7 +374,7 @@ def test_at_real_size_z_images_file_has_every_layer_of_its_blocks() -> None:
         sizes[f"{block}.feed_forward.w2"] = (10240, 3840)
         if "context" not in block:
             sizes[f"{block}.adaLN_modulation.0"] = (256, 4 * 3840)
-    for name, prefix in (("diffusers", "transformer"), ("comfy", "diffusion_model")):
+    for name, prefix in (("diffusers", "transformer"), ("comfyui", "diffusion_model")):
         file = model.family.formats[name](adapter, torch.float16)
         found = {key: tuple(value.shape) for key, value in file.items()}
         assert found == {f"{prefix}.{key}.lora_A.weight": (2, fan_in) for key, (fan_in, _) in sizes.items()} | {
@@ -388,7 +388,7 @@ def test_diffusers_reads_comfys_file_of_z_image(bases: Path) -> None:
     with torch.no_grad(), model.bank.use([adapter], torch.float32):
         live = model.family.sample(model, told(model, WORDS), told(model, "red"), Drawing(size=(64, 96), seed=4, guidance=4.0, steps=3))
     pipeline = ZImagePipeline.from_pretrained(bases / "zimage")
-    pipeline.load_lora_weights(model.family.formats["comfy"](adapter, torch.float32))
+    pipeline.load_lora_weights(model.family.formats["comfyui"](adapter, torch.float32))
     torch.testing.assert_close(drawn("zimage", pipeline), live, rtol=1e-5, atol=1e-5)
 
 

@@ -157,7 +157,7 @@ FAMILY = Family(
         "scheduler": {"num_train_timesteps": 1000, "shift": 3.0},
     },
     held={"vae": flow.NOWHERE, "text_encoder": flow.NOWHERE},
-    formats={"diffusers": export.to_peft, "comfy": to_comfy},
+    formats={"diffusers": export.to_peft, "comfyui": to_comfy},
     unused=(*flow.UNUSED, "guidance_embedding", "t5_padding", "blank_caption", "text_encoder_lr", "text_encoder_2_lr"),
     multiple=16,
     guidance=4.0,
