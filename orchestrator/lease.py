@@ -71,6 +71,8 @@ class Lease:
     instance_ids: list[str] = field(default_factory=list)
     seen: bool = False
     """Whether this process has seen the machine alive: until then its absence may be its youth."""
+    knows_age: bool = True
+    """Whether all its time is on the bill: a clock set back while no lorry ran leaves some off it until the machine tells its age."""
     _priced_at: datetime | None = None
     """When this process last saw what the machine costs."""
 
@@ -135,6 +137,7 @@ class Lease:
             clock=clock,
             account=attempt.account,
             instance_ids=list(attempt.instance_ids),
+            knows_age=False,
         )
         if attempt.phase is Phase.LAUNCHING:
             lease._search()
@@ -158,7 +161,8 @@ class Lease:
     def heed(self, instance: Instance) -> Decimal | None:
         """Meter by what the machine costs now. Returns what an hour cost before, None when that has not changed.
 
-        A rise counts from when the old price was last seen, for nobody knows when it came; a fall from now.
+        A rise counts from when the old price was last seen, for nobody knows when it came; a fall from now, and not before the
+        machine's age is known: time that is counted late is counted at the price of then.
         """
         now, last = self.ledger.now(), self._priced_at
         if instance.prices is None:
@@ -166,7 +170,9 @@ class Lease:
         self._priced_at = now
         live, before = _live(self.prices, instance.prices), self.prices.usd_per_hour(self.disk_gib)
         after = live.usd_per_hour(self.disk_gib)
-        if abs(after - before) <= STIR * before or (after < before and instance.status is not InstanceStatus.RUNNING):
+        if abs(after - before) <= STIR * before:
+            return None
+        if after < before and (instance.status is not InstanceStatus.RUNNING or not self.knows_age):
             return None
         since = now if after < before else last or max(e.at for e in self.ledger.entries if e.attempt == self.number)
         self.prices = live

@@ -327,11 +327,12 @@ class Shell:
             channel.settimeout(self.silence_s)
         return self._sftp
 
-    def _copy(self, file: IO[bytes], out: IO[bytes], size: int, target: Path, moved: Callable[[int], None]) -> None:
+    def _copy(self, file: paramiko.SFTPFile, out: IO[bytes], size: int, target: Path, moved: Callable[[int], None]) -> None:
         left = size
         while left > 0:
             chunk = file.read(min(PACKET_BYTES, left))
             if not chunk:
+                file.stat()  # paramiko reads a broken link as the end of the file: this raises what is so
                 raise CutShort(f"a file on the machine ends {left} bytes early")
             with on_this_computer(target):
                 out.write(chunk)

@@ -71,11 +71,20 @@ def guarded(trip: Trip, machine: Machine) -> None:
 
 
 def count_lost_time(trip: Trip, machine: Machine, age_s: float) -> None:
-    """The machine is so old by a clock that counts since boot. Where ours says less it was set back while no lorry ran, and catches up."""
-    lost_s = age_s - (trip.ledger.now() - trip.book().attempts[machine.number].intended_at).total_seconds()
+    """The machine is so old by a clock that counts since boot. Where ours says less it was set back while no lorry ran, and catches up.
+
+    The age is kept, and the next is compared with it: a clock set on by an hour would hide one that is set back after it.
+    """
+    ledger, number = trip.ledger, machine.number
+    known = [entry for entry in ledger.entries if entry.kind == "age" and entry.attempt == number]
+    counted_from = known[-1].at if known else trip.book().attempts[number].intended_at
+    lost_s = age_s - (float(known[-1].data["age_s"]) if known else 0.0) - (ledger.now() - counted_from).total_seconds()
     if lost_s > LOST_S:
-        trip.ledger.catch_up(lost_s)
+        ledger.catch_up(lost_s)
         trip.say(f"this computer's clock was set back: the machine is {duration(lost_s)} older than it says, and that is counted")
+    if not known or abs(lost_s) > LOST_S:
+        ledger.record("age", attempt=number, age_s=round(age_s, 1))
+    machine.lease.knows_age = True
 
 
 def renew(trip: Trip, machine: Machine) -> None:

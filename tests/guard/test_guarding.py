@@ -41,11 +41,16 @@ def on(shell: Shell, *, phase: Phase = Phase.SHIPPING, unguarded: bool = False, 
     said: list[str] = []
     caught_up: list[float] = []
     clock = FakeClock()
+    entries: list[Any] = []
+
+    def record(kind: str, attempt: int, **data: Any) -> None:
+        entries.append(SimpleNamespace(kind=kind, attempt=attempt, at=clock.now(), data=data))
+
     trip = SimpleNamespace(
         clock=clock, said=said, say=said.append, pulse=lambda _: None, check_urgent=lambda: None, lifetime_s=lambda _: 1000.0,
         order=SimpleNamespace(root="lorry/x", unguarded=unguarded),
         book=lambda: SimpleNamespace(attempts={1: SimpleNamespace(phase=phase, intended_at=T0)}),
-        ledger=SimpleNamespace(now=clock.now, caught_up=caught_up, catch_up=caught_up.append),
+        ledger=SimpleNamespace(now=clock.now, caught_up=caught_up, catch_up=caught_up.append, entries=entries, record=record),
     )  # fmt: skip
     return trip, SimpleNamespace(lease=SimpleNamespace(provider=cloud), shell=shell, number=1)
 
@@ -96,3 +101,13 @@ def test_a_clock_that_was_set_back_while_no_lorry_ran_is_put_right_by_the_machin
     guarded(trip, machine)
     assert trip.ledger.caught_up == counted
     assert any("set back" in line for line in trip.said) == bool(counted)
+
+
+def test_a_clock_that_was_set_on_before_hides_no_time_that_is_lost_when_it_is_set_back():
+    """An hour that never was is counted, and stays; the minute after it is counted too."""
+    trip, machine = on(shell := Shell())
+    trip.clock.passed_s, shell.age_s = 3700.0, 100.0
+    guarded(trip, machine)
+    shell.age_s = 160.0 + trip.clock.passed_s - 3700.0
+    guarded(trip, machine)
+    assert trip.ledger.caught_up == [pytest.approx(60.0)]

@@ -56,10 +56,12 @@ class Life:
     prices: Prices
     disk_gib: int
     usd: Decimal = Decimal(0)
+    dearest_usd_per_hour: Decimal = Decimal(0)
     dearest_leap: Decimal = Decimal(0)
     """The most that a rise can have cost before anybody could see it."""
 
     def live(self, seconds: float) -> None:
+        self.dearest_usd_per_hour = max(self.dearest_usd_per_hour, self.prices.usd_per_hour(self.disk_gib))
         self.usd += self.prices.usd_per_hour(self.disk_gib) * Decimal(str(seconds)) / 3600
 
     def move(self, sent: int, came: int) -> None:
@@ -194,7 +196,7 @@ def test_what_all_machines_cost_together_is_at_most_the_cap_and_what_nobody_coul
                 if name in {"move", "die"}:  # the last transfer, or what passed while nobody was there
                     unseen += run.life.usd - before
             run.end()
-            unseen += run.life.dearest_leap + run.life.prices.usd_per_hour(40) * Decimal(LOST_S) / 3600
+            unseen += run.life.dearest_leap + run.life.dearest_usd_per_hour * Decimal(LOST_S) / 3600
     assert sum((life.usd for life in run.bill), Decimal(0)) <= CAP + unseen
 
 

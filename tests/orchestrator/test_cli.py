@@ -9,7 +9,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 
@@ -144,17 +143,6 @@ def test_help_imports_nothing_that_it_does_not_show(arguments):
     modules = set(answer.stderr.rpartition("MODULES ")[2].split())
     assert "typer" in modules
     assert HEAVY & modules == set()
-
-
-@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("run", "check") if name in COMMANDS)], ids=" ".join)
-def test_help_answers_in_less_than_0_3_s(arguments):
-    """The best of a few starts: other tests may hold the cores."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert lorry(*arguments).returncode == 0
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
 
 
 def test_completion_offers_commands_with_their_summaries():
