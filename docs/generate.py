@@ -26,16 +26,18 @@ from orchestrator.cli.group import command  # noqa: E402
 from orchestrator.cli.topics import ENVIRONMENT, JSON  # noqa: E402
 from orchestrator.config import CODES  # noqa: E402
 from orchestrator.errors import EXIT_CODES  # noqa: E402
-from orchestrator.file.keys import PROVIDERS, TABLES  # noqa: E402
+from orchestrator.file.guide import CHAPTERS  # noqa: E402
+from orchestrator.file.keys import PROVIDERS, TABLES, LoraConfig  # noqa: E402
 from orchestrator.file.wording import OTHER_SPELLINGS  # noqa: E402
 from trainer.errors import CODES as TRAINER_CODES  # noqa: E402
 
-REFERENCE = ROOT / "docs/reference"
+DOCS = ROOT / "docs"
 INTRODUCTION = """\
 One file describes one run: what it may cost, where to train, and the LoRAs to train. `lorry init` writes one, and `lorry check` says
 everything that is wrong with it; an unknown key is a mistake, answered with the nearest known one. Paths are relative to the file. A value
 is looked for in the job's `[[lora]]`, then in `[defaults]`, then in its recipe: the first one found counts."""
 NOTE = "<!-- Written by docs/generate.py from the code; change it there. -->"
+FROM_HERE = "<!-- From here on written by docs/generate.py from orchestrator/file/guide.py and the options themselves. -->"
 
 
 def config_page() -> str:
@@ -97,7 +99,29 @@ def exit_codes_page() -> str:
     )
 
 
-PAGES = {"config.md": config_page, "commands.md": commands_page, "exit-codes.md": exit_codes_page}
+def training_page() -> str:
+    """The page on training: its prose as it stands, and below it every option with the time to touch it."""
+    file = DOCS / "training.md"
+    prose = file.read_text(encoding="utf-8").partition(FROM_HERE)[0].rstrip() if file.exists() else "# Training a LoRA"
+    parts = [prose, FROM_HERE, "## Every option", "All are keys of `[[lora]]`, or of `[defaults]` for all LoRAs of a file."]
+    fields = LoraConfig.model_fields
+    for chapter in CHAPTERS:
+        rows = [
+            f"| `{key}` | {_kind(info.annotation)}{_limits(info)} | {_default(info)} | {_cell(info.description)} | {_cell(when)} |"
+            for key, when in chapter.options.items()
+            if (info := fields[key])
+        ]
+        heading = ["| option | value | default | meaning | when to touch it |", "| --- | --- | --- | --- | --- |"]
+        parts += [f"### {chapter.title}", chapter.opening, "\n".join([*heading, *rows])]
+    return _page(parts)
+
+
+PAGES = {
+    "reference/config.md": config_page,
+    "reference/commands.md": commands_page,
+    "reference/exit-codes.md": exit_codes_page,
+    "training.md": training_page,
+}
 
 
 def _page(parts: list[str]) -> str:
@@ -163,7 +187,7 @@ def main(*, check: bool) -> list[str]:
     """Write the pages, or name those that are stale."""
     stale = []
     for name, page in PAGES.items():
-        file, text = REFERENCE / name, page()
+        file, text = DOCS / name, page()
         if file.exists() and file.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)

@@ -56,6 +56,7 @@ SHARED_BY_CLOUDS = {"answers", "base", "errors", "http", "keys", "wrappers"}
 """Files of `providers/` that are no cloud; every cloud may import them."""
 
 PURE = (
+    "orchestrator/file/guide.py",
     "orchestrator/plan.py",
     "orchestrator/pricing/families.py",
     "orchestrator/budget.py",

@@ -6,7 +6,6 @@ As a command: `python -m trainer job.json`. As a library:
 
     result = train(
         name="lisa",
-        family="sd15",
         base="models/sd15",
         dataset="pictures/10_lisa woman",
         output="out",
@@ -33,17 +32,20 @@ def train(
 ) -> Result:
     """Train one LoRA and return how it ended. `job` is a `JobSpec`'s keys; paths are relative to `root`.
 
-    Goes on from the newest checkpoint in the output folder. Raises `SpecError` for keys that are wrong;
-    whatever happens later is in the result.
+    The family of a folder or a checkpoint file need not be said. Goes on from the newest checkpoint in the output folder.
+    Raises a `TrainerError` for keys that are wrong, and for a base that is none; whatever happens later is in the result.
     """
     from pydantic import ValidationError
 
+    from .base import inspect_base
     from .errors import SpecError
     from .events import boot_clock
     from .jobs import Place
     from .protocol import JobSpec
     from .together import run_job
 
+    if "family" not in job and "base" in job and (told := inspect_base(str(job["base"]), Path(root)).family):
+        job["family"] = told
     try:
         spec = JobSpec(**job)
     except ValidationError as error:
