@@ -8,7 +8,7 @@ twice over: the instance and a whole listing. Knows nothing of SSH or training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -23,7 +23,7 @@ from .budget import Usage
 from .clock import Clock
 from .crashpoints import crashpoint
 from .errors import LorryError, MachineFailed, MayStillBill
-from .ledger import Attempt, Ledger
+from .ledger import CUT_LABEL, Attempt, Ledger
 from .lifecycle import Phase, Signal
 
 GRACE_S = 180.0
@@ -195,7 +195,16 @@ class Lease:
             if not self.instance_ids:
                 self._search()
             known = attempt.phase not in {Phase.LAUNCHING, Phase.BOOTING, Phase.RELEASING} or self.seen
-            evidence = destroy(self.provider, self.instance_ids, self.label, self.clock, account=self.account, known=known)
+            evidence = destroy(
+                self.provider,
+                self.instance_ids,
+                self.label,
+                self.clock,
+                account=self.account,
+                known=known,
+                others=self._others(),
+                whole=not (self.ledger.book().attempts[self.number].guessed and self._has_a_twin()),
+            )
         except MayStillBill:
             raise
         except BaseException as err:
@@ -237,6 +246,14 @@ class Lease:
                 self._hold(instance_id, "error")
         self.release(f"the create did not end well: {err or type(err).__name__}")
 
+    def _others(self) -> frozenset[str]:
+        """Instances of the run's other machines: a cloud that cuts labels shows all of a run under one."""
+        return frozenset(id_ for a in self.ledger.book().attempts.values() if a.number != self.number for id_ in a.instance_ids)
+
+    def _has_a_twin(self) -> bool:
+        """Whether another machine of the run is in doubt: under a label that was cut, each may be the other."""
+        return any(a.number != self.number and a.may_bill and not a.instance_ids for a in self.ledger.book().attempts.values())
+
     def _search(self) -> None:
         """Look for the label until it is found, or for the whole grace window.
 
@@ -247,10 +264,15 @@ class Lease:
         while True:
             is_late = self.clock.monotonic_s() >= begun + GRACE_S
             try:
+                others = self._others()
                 for found in self.provider.instances():
-                    if is_ours(found.label, self.label):
-                        with contextlib.suppress(OSError):  # see `release`
-                            self._hold(found.id, "label")
+                    if not is_ours(found.label, self.label) or found.id in others:
+                        continue
+                    cut = found.label != self.label
+                    if cut and self.instance_ids and self._has_a_twin():
+                        continue  # no attempt rents more than one: this is the other's
+                    with contextlib.suppress(OSError):  # see `release`
+                        self._hold(found.id, CUT_LABEL if cut else "label")
                 if not self.instance_ids:
                     _prove_key(self.provider, self.label, self.account)
             except ProviderError as err:
@@ -284,14 +306,17 @@ def destroy(
     *,
     account: str = "",
     known: bool = True,
+    others: Collection[str] = (),
+    whole: bool = True,
     patience_s: float = PATIENCE_S,
 ) -> str:
     """End the instances and watch until the cloud agrees; returns what was seen, for the ledger.
 
     Gone means, twice in a row: every instance is described as gone, a whole listing shows neither them nor the label, and the key
     still works and opens the `account` that rented, for to a stranger everything is absent. An instance that was never seen alive
-    (`known`) may be so young that the cloud does not show it yet: it is looked for until the grace window is over, and once more,
-    for this computer may have slept since it looked. Raises `MayStillBill` when all this was not seen within `patience_s`.
+    (`known`) may be so young that the cloud does not show it yet, and where the ids may not be all there is (not `whole`) one may be to
+    come: it is looked for until the grace window is over, and once more, for this computer may have slept since it looked. `others` bear
+    a label like this one and are somebody else's. Raises `MayStillBill` when all this was not seen within `patience_s`.
     """
     begun = clock.monotonic_s()
     ids, unseen = list(instance_ids), set() if known else set(instance_ids)
@@ -307,7 +332,7 @@ def destroy(
                 clean = 0
         try:
             left = [i for i in ids if provider.describe(i).status is not InstanceStatus.GONE]
-            listed = {i.id for i in provider.instances() if i.id in ids or is_ours(i.label, label)}
+            listed = {i.id for i in provider.instances() if i.id in ids or is_ours(i.label, label)} - {*others}
             _prove_key(provider, label, account)
         except Exception as err:  # noqa: BLE001  whatever it is: until it is seen to be gone, it may bill
             clean, trouble = 0, str(err) or type(err).__name__
@@ -315,7 +340,7 @@ def destroy(
             unseen -= {*left, *listed}
             clean = 0 if left or listed else clean + 1
             ids += sorted(listed - {*ids})
-        if clean >= CLEAN_LOOKS and (not unseen or looked >= GRACE_S):
+        if clean >= CLEAN_LOOKS and ((whole and not unseen) or looked >= GRACE_S):
             return f"{', '.join(ids) or label}: described as gone and absent from a whole listing, twice, with a key that works"
         if late and (not clean or late > LATE_LOOKS):
             raise MayStillBill(

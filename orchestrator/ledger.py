@@ -22,6 +22,8 @@ from .crashpoints import crashpoint
 from .lifecycle import PAYING, Phase, Signal, advance, heard
 
 VERSION = 1
+CUT_LABEL = "cut label"
+"""How an instance was found whose label its cloud had cut: it may be that of another machine of the run."""
 SIGNALS = {str(signal): signal for signal in Signal}
 _TO_TEXT = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str).encode
 
@@ -163,6 +165,8 @@ class Attempt:
     """Rate cards before `prices`, each with the moment until which it held."""
     instance_ids: tuple[str, ...] = ()
     """Every instance id that was ever seen under this label; usually one."""
+    guessed: bool = False
+    """Whether one was found by a label that its cloud had cut, which other machines of the run may bear too."""
     started_at: datetime | None = None
     gone_at: datetime | None = None
     shipped: bool = False
@@ -290,6 +294,7 @@ def _apply(attempt: Attempt, entry: Entry) -> Attempt:
     changes: dict[str, Any] = {"phase": advance(attempt.phase, signal)}
     if signal is Signal.LAUNCHED and data["instance_id"] not in attempt.instance_ids:
         changes["instance_ids"] = (*attempt.instance_ids, str(data["instance_id"]))
+        changes["guessed"] = attempt.guessed or data.get("via") == CUT_LABEL
     if signal is Signal.SHIPPED:
         changes["shipped"] = True
     if signal is Signal.STARTED:

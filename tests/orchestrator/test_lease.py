@@ -18,7 +18,7 @@ from orchestrator import lease as lease_module
 from orchestrator import ledger as ledger_module
 from orchestrator.errors import MayStillBill
 from orchestrator.lease import GRACE_S, PATIENCE_S, Lease, NeverCreated, WrongAccount, destroy, label_trouble, usage_of
-from orchestrator.ledger import Entry, Ledger
+from orchestrator.ledger import Entry, Ledger, to_line
 from orchestrator.lifecycle import Phase, Signal
 from providers.base import Account, Instance, InstanceStatus
 from providers.errors import AuthError, NoCapacity, RateLimited, Refused, Unavailable, UnexpectedResponse
@@ -254,6 +254,49 @@ def test_another_label_is_never_touched(tmp_path: Path):
     ground.cloud.calls.clear()
     ground.take().release("done")
     assert [m.label for m in ground.cloud.billing()] == ["somebody-elses"]
+
+
+def two_intents(ground: Ground) -> None:
+    """Two machines of a run were asked for when lorry was killed: the answers were never written down."""
+    for number in (1, 2):
+        lease = Lease.take(ground.cloud, offer(), spec(f"lorry-x-a{number}"), ledger=ground.ledger, clock=ground.clock)
+        ground.cloud.bill[-1].label = "lorry-x-a"
+        ground.ledger.entries[:] = [e for e in ground.ledger.entries if e.kind == Signal.INTENT]
+        assert lease.number == number
+    ground.path.write_bytes(b"".join(to_line(entry) for entry in ground.ledger.entries))
+
+
+def test_where_labels_are_cut_alike_giving_one_machine_back_spares_the_runs_other(tmp_path: Path):
+    ground = Ground(tmp_path)
+    leases = [Lease.take(ground.cloud, offer(), spec(f"lorry-x-a{n}"), ledger=ground.ledger, clock=ground.clock) for n in (1, 2)]
+    for meter in ground.cloud.bill:
+        meter.label = "lorry-x-a"
+    leases[0].release("the other one was quicker")
+    assert [meter.instance_id for meter in ground.cloud.billing()] == leases[1].instance_ids
+
+
+def test_where_labels_are_cut_alike_each_is_found_for_one_attempt(tmp_path: Path):
+    two_intents(ground := Ground(tmp_path))
+    ledger = ground.another_process()
+    one, other = (Lease.adopt(ground.cloud, a, ledger=ledger, clock=ground.clock) for a in ledger.book().open_attempts)
+    assert [one.instance_ids, other.instance_ids] == [["i-0"], ["i-1"]]
+    one.release("the other one was quicker")
+    assert [meter.instance_id for meter in ground.cloud.billing()] == ["i-1"]
+
+
+def test_where_labels_are_cut_alike_gone_is_not_said_while_the_other_may_be_to_come(tmp_path: Path):
+    """Nobody can say which of the two was found: it is ended at once, and the word waits until there can be no second one."""
+    two_intents(ground := Ground(tmp_path))
+    ground.cloud.bill[1].from_s = 65.0
+    ledger = ground.another_process()
+    first, second = ledger.book().open_attempts
+    lease = Lease.adopt(ground.cloud, second, ledger=ledger, clock=ground.clock)
+    assert ground.clock.passed_s < 10
+    lease.release("found")
+    assert ground.cloud.bill[0].until_s < 10
+    assert ground.cloud.billing() == []
+    with pytest.raises(NeverCreated):
+        Lease.adopt(ground.cloud, first, ledger=ledger, clock=ground.clock)
 
 
 def test_a_full_disk_here_keeps_no_machine_alive_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -58,8 +58,8 @@ RULES: dict[str, Rule] = {
         LEASE,
         (
             (
-                "                    if is_ours(found.label, self.label):\n                        with",
-                "                    if found.label is None:\n                        with",
+                "                    if not is_ours(found.label, self.label) or found.id in others:",
+                "                    if found.label is not None:",
             ),
         ),
     ),
