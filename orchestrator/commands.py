@@ -30,10 +30,18 @@ def make_folders(base: str, folders: Iterable[str]) -> Argv:
     return ["mkdir", "-p", "--", *(f"{base}/{folder}" if folder else base for folder in sorted(set(folders)))]
 
 
+ANY_PYTHON = 'for name in python3 python; do command -v $name >/dev/null && exec $name - "$1"; done; echo "no Python" >&2; exit 127'
+"""Runs a program that comes on stdin, with whatever Python is there."""
+
+
+def prove(challenge: str) -> Argv:
+    """Run the prover, which comes on stdin: what the rental's nonce says of the host keys over there."""
+    return ["sh", "-c", ANY_PYTHON, "prove", challenge]
+
+
 def inspect(base: str) -> Argv:
-    """Run the inspector, which comes on stdin, with any Python that is there: it tells what this machine is."""
-    any_python = 'for name in python3 python; do command -v $name >/dev/null && exec $name - "$1"; done; echo "no Python" >&2; exit 127'
-    return ["sh", "-c", any_python, "inspect", base]
+    """Run the inspector, which comes on stdin: it tells what this machine is."""
+    return ["sh", "-c", ANY_PYTHON, "inspect", base]
 
 
 def nothing() -> Argv:

@@ -14,7 +14,7 @@ from typing import Any
 from providers.base import LaunchSpec, Offer
 from providers.errors import AuthError, NoCapacity, ProviderError, Refused
 
-from .errors import LorryError, MachineFailed, NoOffer, UsageError, outcome_of
+from .errors import LorryError, MachineFailed, UsageError, outcome_of
 from .lease import Lease, NeverCreated
 from .ledger import Attempt
 from .lifecycle import Phase
@@ -22,8 +22,10 @@ from .machines import guarding
 from .machines.guarding import GuardUnproven, guarded
 from .machines.inspecting import Unfit, inspected
 from .machines.memory import Fault
+from .machines.proof import NONCE_ENV
+from .machines.proving import nonce_for
 from .machines.reaching import Machine, lets_in, reach
-from .machines.trying import Failed, affordable, enough, hint, loss_remembered, offer_of, remember, tried, written
+from .machines.trying import Failed, affordable, enough, loss_remembered, nothing_found, offer_of, remember, written
 from .plan import Candidate, is_own
 from .safety.reconcile import label_for
 from .shell import make_keys
@@ -56,7 +58,8 @@ def rented(trip: Trip) -> Iterator[Machine]:
     """Hold a machine that answers, guards itself and is what was offered, for the length of the block.
 
     Takes up the lease that the ledger shows open, else rents along the plan's candidates. Leaving the
-    block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed.
+    block destroys the machine and sees that it is gone. Raises `NoOffer` when every machine failed, `IntegrityError` when one
+    of them was not the one that was rented.
     """
     for held, *beside in _leases(trip):
         with _given_back_too(trip, beside), _given_back(trip, held.lease) as ending:  # in this order: giving back may fail too
@@ -71,7 +74,7 @@ def rented(trip: Trip) -> Iterator[Machine]:
             trip.ledger.record("unfit", attempt=held.lease.number, fault=found.fault, why=found.why)
             remember(trip, held.offer, found)
             trip.say(f"{held.lease.gpu} at {held.lease.provider.name} is given back: {found.why}; trying the next")
-    raise NoOffer(f"no machine could be had: {tried(trip)}", hint=hint(trip))
+    raise nothing_found(trip, "no machine could be had")
 
 
 @contextmanager
@@ -196,7 +199,7 @@ def _taken(trip: Trip, candidates: Iterator[Candidate]) -> list[_Held]:
         for candidate in candidates:
             trip.check_boot()
             if not held and (why := enough(trip)):
-                raise NoOffer(f"{why}: {tried(trip)}", hint=hint(trip))
+                raise nothing_found(trip, why)
             if not affordable(trip, candidate, beside=[one.offer for one in held]):
                 continue
             if (lease := _take(trip, candidate)) is not None:
@@ -239,11 +242,13 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     trip.ledger.record("chosen", number=number, expected_usd=candidate.expected_usd, offer=written(offer))
     keys = make_keys(trip.folder.path)
     most_s = trip.most_s(offer.prices, trip.order.requirements.disk_gib)
+    label = label_for(trip.order.run, number, trip.clock.now() + timedelta(seconds=most_s))
     spec = LaunchSpec(
-        label=label_for(trip.order.run, number, trip.clock.now() + timedelta(seconds=most_s)),
+        label=label,
         image=trip.order.image,
         disk_gib=trip.order.requirements.disk_gib,
         ssh_public_key=keys.public_line,
+        env={NONCE_ENV: nonce_for(keys, label)},
         onstart=guarding.text(trip.provider(offer.provider), most_s),
     )
     try:

@@ -64,6 +64,7 @@ PURE = (
     "orchestrator/lifecycle.py",
     "orchestrator/commands.py",
     "orchestrator/machines/guard.py",
+    "orchestrator/machines/proof.py",
     "orchestrator/safety/reconcile.py",
     "orchestrator/machines/recovery.py",
     "orchestrator/pricing/risk.py",

@@ -37,10 +37,12 @@ class Fault(StrEnum):
     GUARD = "no guard that works"
     UNLABELLED = "label not kept"
     LOST = "lost while training"
+    STRANGER = "not the machine that was rented"
 
 
 FORGOTTEN_AFTER: Mapping[Fault, timedelta] = {
     Fault.HARDWARE: timedelta(days=30),  # nobody swaps a card over night, and a listing that is wrong stays wrong
+    Fault.STRANGER: timedelta(days=30),  # an address that others answer at, or a line that somebody listens on
     Fault.GUARD: timedelta(days=7),  # calls that do not get out are a matter of how the host is set up
     Fault.LOST: timedelta(days=3),  # what fell over once falls over again until its owner has come by
     Fault.UNLABELLED: timedelta(days=1),  # the cloud's doing, and not mended within the hour

@@ -17,6 +17,7 @@ from providers.base import Instance, InstanceStatus
 from providers.errors import ProviderError
 
 from .memory import Fault
+from .proving import stranger
 from .trying import Failed
 
 POLL_S = 1.0
@@ -78,7 +79,7 @@ def reach(trip: Trip, lease: Lease, waited_s: float = 0.0) -> Machine | Failed:
                 if not in_use and (words := label_trouble(instance.label, lease.label)):
                     trip.say(f"{lease.gpu} at {lease.provider.name}: {words}")
                 if in_use or is_ours(instance.label, lease.label):
-                    return _reached(lease, shell)
+                    return _reached(trip, lease, shell)
                 fault = Fault.UNLABELLED
                 break
         trip.pulse(words)
@@ -109,9 +110,19 @@ def _shell_for(trip: Trip, lease: Lease, instance: Instance, known: Shell | None
     return shell
 
 
-def _reached(lease: Lease, shell: Shell) -> Machine:
+def _reached(trip: Trip, lease: Lease, shell: Shell) -> Machine | Failed:
+    """It lets us in. One that is new proves first that it is the one that was rented; later ones are held to its host key."""
     fingerprint = shell.connect()
     if lease.ledger.book().attempts[lease.number].phase is Phase.BOOTING:
+        trip.enter("proof", f"whether {lease.gpu} at {lease.provider.name} is the machine that was rented")
+        try:
+            why = stranger(shell, lease.label)
+        except MachineFailed as err:
+            shell.close()
+            return Failed(fault=Fault.BOOT, why=str(err))
+        if why:
+            shell.close()
+            return Failed(fault=Fault.STRANGER, why=why)
         lease.ledger.record(Signal.REACHABLE, attempt=lease.number, host_key=fingerprint)
     return Machine(lease=lease, shell=shell)
 

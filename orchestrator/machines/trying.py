@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from orchestrator.budget import show_usd, spent_usd, time_usd
-from orchestrator.errors import MachineFailed
+from orchestrator.errors import IntegrityError, LorryError, MachineFailed, NoOffer
 from orchestrator.lease import Lease, prices_of, usage_of
 from orchestrator.ledger import Attempt
 from orchestrator.lifecycle import Phase, Signal
@@ -95,9 +95,21 @@ def tried(trip: Trip) -> str:
     return "; ".join(map(row, fruitless(trip))) or "no offer was left to try"
 
 
-def hint(trip: Trip) -> str:
+def nothing_found(trip: Trip, why: str) -> LorryError:
+    """How a run ends that has no machine: a stranger among those that were tried weighs more than that none was left."""
+    words = f"{why}: {tried(trip)}"
+    if _met(trip, Fault.STRANGER):
+        return IntegrityError(words, hint="nothing of yours was sent; run again over another network, or look at who answers there")
+    return NoOffer(words, hint=_hint(trip))
+
+
+def _met(trip: Trip, fault: Fault) -> bool:
+    return any(entry.kind == "unfit" and entry.data.get("fault") == fault for entry in trip.ledger.entries)
+
+
+def _hint(trip: Trip) -> str:
     """What to do about it."""
-    unguarded = any(entry.kind == "unfit" and entry.data.get("fault") == Fault.GUARD for entry in trip.ledger.entries)
+    unguarded = _met(trip, Fault.GUARD)
     return "run again later, or loosen [machine]" + (
         "; with --unguarded machines do that cannot end themselves: then this computer must stay on" if unguarded else ""
     )

@@ -122,6 +122,7 @@ def base_environment(folder: Path) -> dict[str, str]:
         "PATH": f"{folder / 'image' / 'bin'}:{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "LANG": "C.UTF-8",
         "SHELL": shell(),
+        "SSH_HOST_KEYS": str(folder / "etc"),  # /etc/ssh is that of the computer that all these machines are on
     }
 
 

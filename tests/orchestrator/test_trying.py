@@ -14,7 +14,7 @@ from fakes import PRICES, FakeClock, FakeCloud, FakeShell, Meter, SilentView, an
 
 from orchestrator import outside, rent
 from orchestrator.budget import GIB
-from orchestrator.errors import MachineFailed, MayStillBill, NoOffer
+from orchestrator.errors import IntegrityError, MachineFailed, MayStillBill, NoOffer
 from orchestrator.home import RunFolder
 from orchestrator.lifecycle import Signal
 from orchestrator.machines import reaching
@@ -147,6 +147,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Desk]
     def make(offers: list[Offer], **order: object) -> Desk:
         cloud = Cloud(offers)
         monkeypatch.setattr(reaching, "Shell", lambda endpoint, *_: Machine(cloud, endpoint))
+        monkeypatch.setattr(reaching, "stranger", lambda *_: "")
         tools = Tools(clock=cloud.clock, view=SilentView(), interrupts=Interrupts(), provider=lambda _: cloud)  # type: ignore[arg-type,return-value]
         folder = RunFolder(tmp_path / "run")
         folder.path.mkdir()
@@ -298,6 +299,22 @@ def hangs_up(_: Desk, patch: pytest.MonkeyPatch) -> None:
         raise LinkDown("the machine does not answer")
 
     patch.setattr(rent, "inspected", cut)
+
+
+def is_somebody_elses(_: Desk, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(reaching, "stranger", lambda *_: "another machine answers at this address")
+
+
+def test_a_stranger_among_the_machines_that_failed_makes_it_a_security_stop(desk, monkeypatch: pytest.MonkeyPatch):
+    """The next one is tried; when there is none, the exit code says what was met on the way."""
+    at = desk(sell(2))
+    is_somebody_elses(at, monkeypatch)
+    with pytest.raises(IntegrityError, match="another machine answers at this address") as caught, rented(at.trip()):
+        pytest.fail("there is no machine to hold")
+    assert caught.value.exit_code == 12
+    assert at.cloud.creates == 2
+    assert at.cloud.billing() == []
+    assert at.bad() == {"m00": Fault.STRANGER, "m01": Fault.STRANGER}
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,8 @@ def install() -> None:
         module.crashpoint = lambda _: None  # every effect of this world is one
     reaching.Shell = SimShell
     rent.make_keys = reaching.make_keys = _keys
+    rent.nonce_for = lambda *_: "nonce"
+    reaching.stranger = lambda *_: ""
     rent.guarding.text = lambda provider, most_s: str(most_s) if provider.self_destroy else ""
     run.ship = _ship
     for module in (run, closing, outside):
