@@ -23,7 +23,8 @@ from types import FrameType
 
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SpecError, TrainerError
 from .events import Emit, EventLog, plain_line, session_clock
-from .protocol import AnyEvent, Ended, JobSpec, Warned
+from .protocol import AnyEvent, Ended, JobSpec, Session, Warned
+from .session import Arrivals, read_session
 
 LOCK_WAIT_S = 120.0
 PARENT_VARIABLE = "LORRY_SUPERVISOR_PID"
@@ -80,12 +81,16 @@ class Run:
 
 
 def _run_all(paths: Sequence[Path], how: Run) -> int:
+    session = _session(how)  # before torch comes: whoever is added from now on is an arrival
     from .jobs import Place
-    from .together import run_jobs
+    from .together import WIDTH, run_jobs
 
     place = Place(how.root, how.sink, session_clock(how.root), lambda: how.flag.set, _leaving(how))
     specs, codes = _read(paths, how, place.clock)
-    for result in run_jobs(specs, place, together=how.together):
+    if session is not None and specs:
+        place.arriving = _arriving(how, Arrivals(how.root, {*session.jobs}), specs[0].resident, place.clock)
+    width = session.width if session is not None and session.width else WIDTH
+    for result in run_jobs(specs, place, together=how.together, width=width):
         stopped = result.state == "stopped" and not place.leaving(result.name)
         codes.append(EXIT_STOPPED if stopped else result.exit_code)
     if how.flag.set and (EXIT_STOPPED in codes or len(codes) < len(paths)):
@@ -93,6 +98,15 @@ def _run_all(paths: Sequence[Path], how: Run) -> int:
     if len(codes) == 1 and not how.in_session:
         return codes[0]
     return EXIT_DONE if not any(codes) else EXIT_FAILED
+
+
+def _session(how: Run) -> Session | None:
+    """The queue; None where there is none, or it cannot be read at this moment: then nobody can be added."""
+    try:
+        return read_session(how.root) if how.in_session else None
+    except TrainerError as error:
+        sys.stderr.write(f"{error}\n")
+        return None
 
 
 def _read(paths: Sequence[Path], how: Run, clock: Callable[[], float]) -> tuple[list[JobSpec], list[int]]:
@@ -109,6 +123,17 @@ def _read(paths: Sequence[Path], how: Run, clock: Callable[[], float]) -> tuple[
             how.sink(Ended(at_s=clock(), job=name, state="failed", step=0, message=str(error), code=error.code))
             codes.append(error.exit_code)
     return specs, codes
+
+
+def _arriving(how: Run, arrivals: Arrivals, resident: tuple[str, ...], clock: Callable[[], float]) -> Callable[[], Sequence[JobSpec]]:
+    """Jobs that the client has added on the base that is here; for another base the supervisor begins another worker."""
+
+    def arriving() -> Sequence[JobSpec]:
+        names = arrivals.names()
+        specs, _ = _read([how.root / "jobs" / name / "job.json" for name in names], how, clock) if names else ([], [])
+        return [spec for spec in specs if spec.resident == resident]
+
+    return arriving
 
 
 def _leaving(how: Run) -> Callable[[str], bool]:

@@ -82,6 +82,8 @@ class Place:
     """Whether all training is to stop."""
     leaving: Callable[[str], bool] = lambda _: False
     """Whether this one job is to stop."""
+    arriving: Callable[[], Sequence[JobSpec]] = tuple
+    """Jobs that were sent since it was asked last."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _model: Any = None
     _foundation: Foundation | None = None

@@ -413,12 +413,14 @@ class Session(Message):
     version: Literal[1] = 1
     run: str = Field(pattern=NAME_PATTERN)
     jobs: tuple[str, ...] = Field(min_length=1)
-    """Names of the jobs in order; each one's spec is `jobs/<name>/job.json`."""
+    """Names of the jobs in order; each one's spec is `jobs/<name>/job.json`. The client may write more at its end while the session runs."""
     lifetime_s: float = Field(gt=0)
     """Seconds after the supervisor's first start at which training stops with a checkpoint. Relative,
     because the clocks of two machines need not agree."""
     together: bool = True
     """Jobs on one base share their passes where their shapes allow it. False: one after the other, to the bit."""
+    width: int | None = Field(default=None, ge=1)
+    """Jobs in one pass at most, by what the card's memory was planned for; None: as many as the trainer sees fit."""
 
 
 class JobState(Message):
@@ -470,6 +472,11 @@ class Started(_Event):
     device: str = ""
     trainable: int = 0
     """Number of trained weights."""
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """What jobs must have in common to be trained by one process, on one base in memory."""
+        return self.family, self.base, self.base_revision or "", self.mixed_precision
 
 
 class Step(_Event):

@@ -8,8 +8,8 @@ A worker process trains each group of jobs on one base. When something kills a w
 on from its last checkpoint as long as it gets further between two deaths; else the supervisor writes its end, names the
 likely cause and goes on with the rest. When it trained several together,
 nobody can tell whose fault it was: all go on from their checkpoints, one by one from then on. Honours the file `stop`, SIGTERM, and the
-session's lifetime, which counts from the first start and is not renewed by a restart; the client may
-write another one into session.json while it runs.
+session's lifetime, which counts from the first start and is not renewed by a restart. The client may write another one
+into session.json while it runs, and more jobs: the worker takes in those that are trained on its base, the others have their turn.
 
 Needs no torch. Knows nothing of training.
 """
@@ -33,10 +33,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from .errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SpecError, TrainerError
+from .errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, TrainerError
 from .events import EventLog, boot_clock
 from .files import write_atomically
 from .protocol import AnyEvent, Ended, EventReader, JobSpec, JobState, Phase, Session, Started, Status, Step, Warned
+from .session import SessionFile, read_session
 
 GRACE_S = 120.0
 """From SIGTERM to SIGKILL: a step, a checkpoint and an adapter fit in it many times."""
@@ -67,9 +68,9 @@ class Watch:
             return
         self._offset += len(data)
         for event in self._reader.feed(data):
-            if event.job not in self.jobs:
+            if not event.job:
                 continue
-            state = self.jobs[event.job]
+            state = self.jobs.get(event.job, JobState())  # the worker may have seen an added job before us
             match event:
                 case Ended():
                     state = JobState(state=event.state, step=event.step, steps=state.steps, message=event.message)
@@ -104,11 +105,11 @@ class Supervisor:
     signalled: bool = False
     watch: Watch = field(init=False)
     _beaten_at: float = -1e9
-    _session_file: tuple[int, ...] = ()
-    """What the session's file looked like when it was read last."""
+    _file: SessionFile = field(init=False)
 
     def __post_init__(self) -> None:
         self.together = self.session.together
+        self._file = SessionFile(self.root)
         self.watch = Watch(self.root / "events.jsonl", {name: JobState() for name in self.session.jobs})
         self.watch.look()
         self.watch.current = ""
@@ -125,16 +126,16 @@ class Supervisor:
         return "stopped" if self.signalled or (self.root / "stop").exists() else ""
 
     def _hear(self) -> None:
-        """Take a new lifetime from the session's file: the client brings the deadline nearer when the price rises."""
+        """Take what the client has written into the session's file since: another lifetime, more jobs. None is taken out by it."""
         try:
-            found = (self.root / "session.json").stat()
-            look = (found.st_ino, found.st_mtime_ns, found.st_size)
-            if look == self._session_file:
-                return
-            self._session_file = look
-            self.session = self.session.model_copy(update={"lifetime_s": read_session(self.root).lifetime_s})
+            news = self._file.news()
         except (OSError, TrainerError) as error:
-            _say(2, f"the session's file cannot be read, its lifetime stays: {error}")
+            _say(2, f"the session's file cannot be read, its lifetime and jobs stay: {error}")
+            return
+        if news is not None:
+            more = tuple(name for name in news.jobs if name not in self.session.jobs)
+            self.session = self.session.model_copy(update={"lifetime_s": news.lifetime_s, "jobs": (*self.session.jobs, *more)})
+            self.watch.jobs = {name: JobState() for name in more} | self.watch.jobs
 
     def run(self) -> int:
         """Work the queue off; the exit code."""
@@ -183,7 +184,8 @@ class Supervisor:
         self.watch.look()
         if code == EXIT_STOPPED:
             return reason or "stopped"  # someone stopped the worker itself
-        left = [name for name in group if not self._has_ended(name)]
+        joined = [name for name in self.session.jobs if name not in group and self.watch.jobs[name].state == "running"]
+        left = [name for name in (*group, *joined) if not self._has_ended(name)]
         at_work = [name for name in left if self.watch.jobs[name].state == "running"]
         if left and (killed or at_work or not reason):
             if code < 0 and not reason and len(at_work) == 1 and self._got_further(at_work[0]):
@@ -295,7 +297,7 @@ def _base_of(root: Path, name: str) -> tuple[str, ...]:
         job = JobSpec.model_validate_json((root / "jobs" / name / "job.json").read_bytes())
     except (OSError, ValidationError):
         return (name,)
-    return job.family, job.base, job.base_revision or "", job.mixed_precision
+    return job.resident
 
 
 def _cause_of(code: int, tail: str) -> tuple[str, str]:
@@ -381,24 +383,14 @@ def supervise(root: Path, handle: int) -> int:
     return supervisor.run()
 
 
-def read_session(root: Path) -> Session:
-    """The queue."""
-    try:
-        return Session.model_validate_json((root / "session.json").read_bytes())
-    except OSError as error:
-        raise SpecError("LRY-JOB-READ", f"{root}/session.json cannot be read: {error.strerror}.") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise SpecError("LRY-JOB-SPEC", f"session.json: {wrong}.") from error
-
-
-def ended_status(root: Path) -> Status | None:
-    """The last status, if it says that the session has ended."""
+def ended_status(root: Path, session: Session) -> Status | None:
+    """The last status, if it says that the session has ended: not one that came to its end before jobs were added to it."""
     try:
         status = Status.model_validate_json((root / "status.json").read_bytes())
     except (OSError, ValidationError):
         return None
-    return status if status.state == "ended" else None
+    late = status.reason in {"done", "failed"} and not {*session.jobs} <= status.jobs.keys()
+    return status if status.state == "ended" and not late else None
 
 
 def detach(root: Path) -> int:
@@ -443,11 +435,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     root: Path = options.session.resolve()
     try:
-        read_session(root)
+        session = read_session(root)
     except TrainerError as error:
         _say(2, f"{error} [{error.code}]")
         return error.exit_code
-    if (status := ended_status(root)) is not None:
+    if (status := ended_status(root, session)) is not None:
         return _answer({"ended": status.reason})
     handle, holder = take_lock(root)
     if handle is None:

@@ -9,7 +9,7 @@ Together a job gets what it gets alone, to rounding: a pass of four adds up in a
 one. Which jobs share a pass depends on nothing but their steps since the last *cut*, the moment at which all of
 them are saved. A group that was killed goes on from its last cut with the same passes, hence with the same bits.
 Cuts are when any job is due to be saved, and when a job has come to its end, before it is said, so that a later
-life need not know who was there.
+life need not know who was there. A job that arrives while others train joins them in a cut, as one of those who are saved.
 """
 
 from __future__ import annotations
@@ -54,15 +54,19 @@ def run_job(job: JobSpec, place: Place) -> Result:
     return run_jobs([job], place)[0]
 
 
-def run_jobs(specs: Sequence[JobSpec], place: Place, *, together: bool = True) -> list[Result]:
-    """Train jobs to their ends, those that fit one pass together. A stop leaves later groups out of the results."""
+def run_jobs(specs: Sequence[JobSpec], place: Place, *, together: bool = True, width: int = WIDTH) -> list[Result]:
+    """Train jobs to their ends, those that fit one pass together, and those that arrive meanwhile.
+
+    A stop leaves later groups out of the results. `width`: jobs in one pass at most.
+    """
     results: list[Result] = []
-    for group in groups(specs, place) if together else [[spec] for spec in specs]:
-        if results and place.stopping():
-            break
-        crew = Crew(place)
+    waiting = list(specs)
+    while waiting and not (results and place.stopping()):
+        group, *_ = groups(waiting, place) if together else [[spec] for spec in waiting]
+        crew = Crew(place, kind=_kind(group[0], place) if together else (), width=width)
         crew.train(group)
-        results += [crew.ended[spec.name] for spec in group if spec.name in crew.ended]
+        results += crew.ended.values()
+        waiting = [spec for spec in waiting if spec not in group] + crew.left + list(place.arriving())
     return results
 
 
@@ -83,7 +87,7 @@ def _kind(spec: JobSpec, place: Place) -> tuple[object, ...]:
         return ()  # it will end with this error in its own turn
     if parts.trains_text(rates, spec):
         return ()
-    return foundation, tuple(rates), spec.layers, spec.gradient_checkpointing
+    return foundation, tuple(rates), spec.layers, spec.gradient_checkpointing, spec.offload, spec.speed
 
 
 @dataclass(slots=True)
@@ -91,10 +95,16 @@ class Crew:
     """The jobs of one group while they train."""
 
     place: Place
+    kind: tuple[object, ...] = ()
+    """What they agree in; a job that arrives and agrees too may join. Empty: nobody may."""
     width: int = WIDTH
     runs: dict[str, Run] = field(default_factory=dict)
     """Jobs under way, in the order of the session."""
     ended: dict[str, Result] = field(default_factory=dict)
+    left: list[JobSpec] = field(default_factory=list)
+    """Jobs that arrived and are for another group."""
+    _coming: list[JobSpec] = field(default_factory=list)
+    """Jobs that arrived and join at the next cut."""
     _waited: dict[str, int] = field(default_factory=dict)
     _cut_due: bool = False
     _cuts: int = 0
@@ -104,41 +114,55 @@ class Crew:
 
     def train(self, group: Sequence[JobSpec]) -> None:
         """All of it: every job that was begun has ended."""
-        for spec in group:
-            if self.place.stopping() and self.ended | self.runs:
-                break
-            self._guarded(spec, partial(self._take_in, spec))
-        if self.runs:
-            self._go_on()
+        self._admit(group)
         try:
             while self.runs:
                 self._pass()
         finally:
+            self.left = [*self._coming, *self.left]
             for run in self.runs.values():  # only where something broke that no job is to blame for
                 run.model.prepare([], checkpointing=False)
 
     # --- coming -------------------------------------------------------------------------------------
 
+    def _hear_who_arrives(self) -> None:
+        """Jobs that were sent since the last pass: those of this kind join at the next cut."""
+        for spec in self.place.arriving():
+            fits = bool(self.kind) and _kind(spec, self.place) == self.kind
+            (self._coming if fits else self.left).append(spec)
+            self._cut_due |= fits
+
+    def _admit(self, specs: Sequence[JobSpec]) -> None:
+        """Prepare jobs, and let them begin beside those that are under way."""
+        before = list(self.runs.values())
+        if before:  # while pictures and texts are encoded, the device belongs to the encoders
+            before[0].model.prepare([], checkpointing=False)
+        for spec in specs:
+            if self.place.stopping() and self.ended | self.runs:
+                break
+            self._guarded(spec, partial(self._take_in, spec))
+        self._go_on([run for run in self.runs.values() if run not in before])
+
     def _take_in(self, spec: JobSpec) -> None:
         self.runs[spec.name] = jobs.prepare(spec, self.place)
 
-    def _go_on(self) -> None:
-        """From where the last life left off; then all at once into training."""
+    def _go_on(self, begun: Sequence[Run]) -> None:
+        """From where the last life of these left off; then all at once into training."""
         found: dict[str, list[checkpoint.Checkpoint]] = {}
-        for run in list(self.runs.values()):
+        for run in begun:
             self._guarded(run.job, partial(self._look_for_checkpoints, run, found))
         if not self.runs:
             return
-        names = list(self.runs)
-        for name, one in zip(names, checkpoint.common([found[name] for name in names], names), strict=True):
+        names = [run.job.name for run in begun if run.job.name in self.runs]
+        for name, one in zip(names, checkpoint.common([found[name] for name in names], names) if names else (), strict=True):
             if one is not None:
                 fallback.resume(self.runs[name], one)
                 self._cuts = max(self._cuts, one.cut)
         first = next(iter(self.runs.values()))
         wanted = {(t.part, t.name): t for run in self.runs.values() for lay in run.lane.adapter.layouts.values() for t in lay.targets}
         first.model.prepare(list(wanted.values()), checkpointing=any(fallback.footing_of(run).checkpointing for run in self.runs.values()))
-        for run in list(self.runs.values()):
-            self._guarded(run.job, partial(self._begin, run))
+        for name in names:
+            self._guarded(self.runs[name].job, partial(self._begin, self.runs[name]))
 
     def _look_for_checkpoints(self, run: Run, found: dict[str, list[checkpoint.Checkpoint]]) -> None:
         found[run.job.name] = jobs.saved(run)
@@ -167,6 +191,7 @@ class Crew:
     # --- one pass -----------------------------------------------------------------------------------
 
     def _pass(self) -> None:
+        self._hear_who_arrives()
         midway = [run for run in self.runs.values() if run.lane.midway]
         if not midway and self._cut_due:
             self._cut()
@@ -209,7 +234,7 @@ class Crew:
         for run in members:
             run.lane.rewind()
         if len(members) == 1:
-            if not (jobs.is_out_of_memory(error) and fallback.climb(members[0])):
+            if not (jobs.is_out_of_memory(error) and fallback.climb(members[0], alone=len(self.runs) == 1)):
                 self._fail(members[0].job, error)
             return
         if jobs.is_out_of_memory(error):
@@ -239,8 +264,11 @@ class Crew:
             self._cut_due = True  # its end is said after the cut
 
     def _cut(self) -> None:
-        """Save all jobs in one moment; then those that are done may go."""
+        """Let those who came join, and save all jobs in one moment; then those that are done may go."""
         self._cut_due = False
+        coming, self._coming = self._coming, []
+        if coming:
+            self._admit(coming)
         self._cuts += 1
         self._waited.clear()
         company = {name: run.lane.step for name, run in self.runs.items()}
@@ -253,7 +281,7 @@ class Crew:
         if keeping.due(run) or run.lane.done:
             keeping.measure(run)
         keeping.save(run, company, self._cuts)
-        if keeping.due_adapter(run):
+        if run.lane.step > 0 and keeping.due_adapter(run):
             keeping.commit_adapter(run, final=False)
         if fallback.has_turned(run):
             self._finish_at_best(run)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from trainer.events import EventLog
 from trainer.protocol import Committed, Ended, EventReader, Session, Started, Status, Step, Warned
-from trainer.supervisor import Supervisor, first_start, take_lock
+from trainer.supervisor import Supervisor, ended_status, first_start, take_lock
 
 REPO = Path(__file__).resolve().parents[2]
 Spec = Callable[..., dict[str, Any]]
@@ -221,6 +221,53 @@ def test_a_job_that_is_cut_before_its_turn_is_never_begun_and_the_session_is_don
     assert supervisor(tmp_path, queue).run() == 0
     assert (tmp_path / "groups").read_text().splitlines() == ["a b"]
     assert (states(tmp_path)["c"], status(tmp_path).reason) == ("queued", "done")
+
+
+def test_a_job_that_the_client_adds_is_done_and_none_is_taken_out(tmp_path: Path) -> None:
+    """Written while a worker is at work. A file that names fewer jobs takes nobody's turn."""
+    queue = session(tmp_path, {"a": "ok", "b": "ok"})
+    one = supervisor(tmp_path, queue)
+    plain = one._waited
+
+    def wait(worker: Any) -> int | None:
+        if not (tmp_path / "jobs/c").exists():
+            session(tmp_path, {"a": "ok", "b": "ok", "c": "ok"})
+            (tmp_path / "session.json").write_text(queue.model_copy(update={"jobs": ("c",)}).model_dump_json())
+        return plain(worker)
+
+    one._waited = wait  # type: ignore[method-assign]
+    assert one.run() == 0
+    assert states(tmp_path) == {"a": "done", "b": "done", "c": "done"}
+    assert (tmp_path / "groups").read_text().splitlines() == ["a b", "c"]
+
+
+def test_a_job_that_its_worker_took_in_is_begun_again_when_that_worker_dies(tmp_path: Path) -> None:
+    """The worker may have seen it before the supervisor has."""
+    queue = session(tmp_path, {"a": "ok", "b": "leaks"})
+    only = queue.model_copy(update={"jobs": ("a",)})
+    (tmp_path / "session.json").write_text(only.model_dump_json())
+    one = supervisor(tmp_path, only)
+    plain = one.command
+    assert plain is not None
+
+    def command(root: Path, group: Sequence[str], together: bool) -> list[str]:
+        (root / "session.json").write_text(queue.model_dump_json())
+        return [*plain(root, group, together), *(["b"] if list(group) == ["a"] else [])]
+
+    one.command = command
+    assert one.run() == 0
+    assert states(tmp_path) == {"a": "done", "b": "done"}
+    assert (tmp_path / "groups").read_text().splitlines() == ["a", "b", "b", "b"]
+
+
+def test_a_session_that_had_ended_goes_on_for_a_job_that_came_too_late(tmp_path: Path) -> None:
+    queue = session(tmp_path, {"a": "ok"})
+    assert supervisor(tmp_path, queue).run() == 0
+    assert ended_status(tmp_path, queue) is not None
+    more = session(tmp_path, {"a": "ok", "b": "ok"})
+    assert ended_status(tmp_path, more) is None
+    assert supervisor(tmp_path, more).run() == 0
+    assert states(tmp_path) == {"a": "done", "b": "done"}
 
 
 def test_a_worker_that_does_not_listen_is_killed_after_the_grace_period(tmp_path: Path) -> None:

@@ -54,6 +54,16 @@ def train(shared: Place, spec: Spec) -> Callable[..., list[AnyEvent]]:
         stop_at, leave_at = how.pop("stop_at", math.inf), how.pop("leave_at", {})
         shared.emit, shared.stopping = events.append, lambda: max(reached(events).values(), default=0) >= stop_at
         shared.leaving = lambda name: reached(events).get(name, 0) >= leave_at.get(name, math.inf)
+        late = {job["name"]: job["arrives_at"] for job in jobs if "arrives_at" in job}
+        plain = [at_once(job) for job in jobs]
+
+        def arriving() -> list[JobSpec]:
+            now = [name for name, step in late.items() if max(reached(events).values(), default=0) >= step]
+            for name in now:
+                del late[name]
+            return [one for one in specs if one.name in now]
+
+        shared.arriving = arriving
         until: Callable[[AnyEvent], bool] | None = how.pop("killed_at", None)
         if until is not None:
 
@@ -63,15 +73,20 @@ def train(shared: Place, spec: Spec) -> Callable[..., list[AnyEvent]]:
                     raise KilledError
 
             shared.emit = emit
-        specs = [JobSpec(**spec(**{"output": f"{out}/{job['name']}", **job})) for job in jobs]
+        specs = [JobSpec(**spec(**{"output": f"{out}/{job['name']}", **job})) for job in plain]
         try:
-            run_jobs(specs, shared, **how)
+            run_jobs([one for one in specs if one.name not in late], shared, **how)
         except KilledError:
             shared._model.bank.detach()  # what the process held is gone
             shared._model.bank._live.clear()
         return events
 
     return run
+
+
+def at_once(job: dict[str, Any]) -> dict[str, Any]:
+    """The same job, there from the beginning."""
+    return {key: value for key, value in job.items() if key != "arrives_at"}
 
 
 def reached(events: Sequence[AnyEvent]) -> dict[str, int]:
@@ -134,6 +149,8 @@ def some_jobs(dice: random.Random, *, short: bool) -> list[dict[str, Any]]:
             "lr_warmup_steps": dice.choice([0, 2]),
             "max_grad_norm": dice.choice([0.0, 1.0]),
             "save_every_steps": dice.choice([None, 3]),
+            "optimizer": dice.choice(["AdamW", "AdamW", "StableAdamW", "SGD"]),
+            **({"arrives_at": dice.randint(1, 3)} if number and dice.random() < 0.5 else {}),
         }
         for number in range(dice.randint(2, 4))
     ]
@@ -143,7 +160,7 @@ def some_jobs(dice: random.Random, *, short: bool) -> list[dict[str, Any]]:
 def test_any_set_of_jobs_gets_together_what_each_gets_alone(
     seed: int, train: Callable[..., list[AnyEvent]], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranks, rates, losses, buckets, batches, accumulation, schedules, lengths; one in three sets has a job that explodes."""
+    """Ranks, rates, losses, buckets, batches, accumulation, schedules, lengths, arrivals; one in three sets has a job that explodes."""
     dice = random.Random(seed)
     jobs = some_jobs(dice, short=seed < 4)
     if seed % 3 == 0:
@@ -152,7 +169,7 @@ def test_any_set_of_jobs_gets_together_what_each_gets_alone(
     joint = train(jobs, f"joint{seed}")
     assert max(sizes) > 1, "some passes were shared"
     for job in jobs:
-        alone = train([job], f"alone{seed}")
+        alone = train([at_once(job)], f"alone{seed}")
         ours, theirs = ends(joint)[job["name"]], ends(alone)[job["name"]]
         assert (ours.state, ours.step, ours.code) == (theirs.state, theirs.step, theirs.code)
         if ours.state == "failed":
@@ -220,6 +237,48 @@ def test_stopped_together_and_gone_on_together_is_undisturbed_bit_for_bit(train:
     train(jobs, "halt")
     for name in ("anna", "bert"):
         assert torch.equal(weights(root, "halt", name), weights(root, "calm", name))
+
+
+LATE: list[dict[str, Any]] = [*TRIO[:2], {**TRIO[2], "name": "dora", "arrives_at": 3, "rank": 2}]
+
+
+def test_a_job_that_arrives_joins_the_passes_of_those_under_way(
+    train: Callable[..., list[AnyEvent]], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It and they get what they get alone; a second one, of another kind, has its turn when they are done."""
+    sizes = passes(monkeypatch)
+    events = train([*LATE, {"name": "thin", "steps": 2, "gradient_checkpointing": True, "arrives_at": 2}], "joins")
+    assert max(sizes) == 3
+    assert {name: e.state for name, e in ends(events).items()} == dict.fromkeys(("anna", "bert", "dora", "thin"), "done")
+    assert [e.job for e in events if isinstance(e, Ended)][-1] == "thin"
+    for job in LATE:
+        train([at_once(job)], "joins alone")
+        a, b = weights(root, "joins", job["name"]), weights(root, "joins alone", job["name"])
+        assert (a - b).norm() <= (1e-5 if "optimizer" not in job else 1e-3) * b.norm(), job["name"]
+
+
+@pytest.mark.parametrize("after", [0, 7])
+def test_a_session_killed_after_a_job_has_joined_goes_on_with_it_bit_for_bit(
+    after: int, train: Callable[..., list[AnyEvent]], root: Path
+) -> None:
+    whole = train(LATE, f"joined{after}")
+    begun = next(i for i, e in enumerate(whole) if isinstance(e, Started) and e.job == "dora")
+    saved = next(i for i, e in enumerate(whole) if i > begun and isinstance(e, Committed) and e.job == "bert")
+    counter = iter(range(10**6))
+    cut = train(LATE, f"cut off{after}", killed_at=lambda _: next(counter) == saved + after)
+    left = [at_once(job) for job in LATE if job["name"] not in ends(cut)]
+    later = train(left, f"cut off{after}")
+    assert {e.state for e in ends(cut + later).values()} == {"done"}
+    for job in LATE:
+        assert torch.equal(weights(root, f"cut off{after}", job["name"]), weights(root, f"joined{after}", job["name"])), job["name"]
+
+
+def test_a_job_that_arrives_and_cannot_begin_leaves_the_others_as_they_were(train: Callable[..., list[AnyEvent]], root: Path) -> None:
+    events = train([PAIR[0], {"name": "bad", "dataset": "nowhere", "arrives_at": 2}], "unfit guest")
+    assert {name: e.code for name, e in ends(events).items()} == {"good": "", "bad": "LRY-DATA-MISSING"}
+    train(PAIR[:1], "lonely host")
+    a, b = weights(root, "unfit guest", "good"), weights(root, "lonely host", "good")
+    assert torch.equal(a, b), "its passes were always its own"
 
 
 SAMPLES = {"anna": 15, "bert": 12, "carl": 6}
