@@ -1,33 +1,30 @@
 """The only place that prints. Data goes to stdout, talk to stderr.
 
-Nothing that came from a rented machine reaches a terminal raw: `plain` takes out what a terminal would
-obey. Rich is imported only where something is drawn.
+Nothing that came from a rented machine reaches a terminal raw: whatever is written passes `harmless`, here and nowhere else,
+and `plain` keeps a stranger's words to one line. Rich is imported only where something is drawn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from .border.words import harmless, one_line
 from .errors import Finding, LorryError, UsageError, WithFindings, place
 from .setup.redaction import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_BIDI = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)))
-"""Marks that reorder text on a screen: a file name could show as another."""
-
 
 def plain(text: str, *, most: int = 2000) -> str:
-    """`text` without control characters, escape sequences and bidi marks, on one line, at most `most` long."""
-    text = without_secrets(text)
-    kept = "".join(" " if c in "\n\t\r" else c for c in text[: 2 * most] if c in "\n\t\r" or (c.isprintable() and c not in _BIDI))
-    return kept if len(kept) <= most else kept[: most - 1] + "…"
+    """A stranger's `text` without secrets and without anything that a terminal obeys, on one line, at most `most` long."""
+    return one_line(without_secrets(text), most=most)
 
 
 def out(text: str) -> None:
@@ -113,7 +110,7 @@ def is_terminal() -> bool:
 
 def ask(question: str) -> bool:
     """A yes or no on the terminal; anything but a clear yes is a no."""
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{plain(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
@@ -169,10 +166,23 @@ def steps(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def rich_console(stream: TextIO | None = None) -> Console:
-    """A rich console on stderr (or `stream`), for tables and live views."""
-    from rich.console import Console
+    """A rich console on stderr (or `stream`), for tables and live views. No text is markup, and all of it is harmless."""
+    return _drawing()(file=stream or sys.stderr, highlight=False, emoji=False, markup=False)
 
-    return Console(file=stream or sys.stderr, highlight=False, emoji=False)
+
+@functools.cache
+def _drawing() -> type[Console]:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
+
+    class Drawing(Console):
+        """Rich, where the only escape sequences are those that rich makes itself."""
+
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else Segment(harmless(without_secrets(segment.text)), segment.style)
+
+    return Drawing
 
 
 def width() -> int:
@@ -190,7 +200,7 @@ def _nowhere() -> TextIO:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(without_secrets(text) + "\n")
+    stream.write(harmless(without_secrets(text)) + "\n")
     stream.flush()
 
 

@@ -1,21 +1,23 @@
 """Bringing files home: staged, hashed, looked into, then renamed. Nothing arrives under its final name unverified.
 
 What is fetched is exactly what the `Committed` events list. The other side is a stranger's machine: names are
-checked, links are never made or followed, sizes are known beforehand, and a safetensors file must parse.
+checked, links are never made or followed, sizes are known beforehand, and what is in a file is looked at before
+it gets its name. `border/` says what is believed.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.base import read_header
-from trainer.errors import BaseModelError
 from trainer.protocol import Committed
 
+from .border import pictures, weights
+from .border.weights import Unsound
 from .crashpoints import crashpoint
 from .errors import IntegrityError
 from .home import RunFolder
@@ -23,8 +25,10 @@ from .ledger import sync_folder
 from .shell import CommandFailed, CutShort, Shell, on_this_computer
 from .ship import hash_file
 
-MOST_BYTES = 4 * 1024**3
-"""No adapter, checkpoint or sample of ours is larger."""
+MOST_BYTES = {"adapter": 4 * 1024**3, "checkpoint": 16 * 1024**3, "sample": pictures.MOST_BYTES}
+"""None of ours is larger; a checkpoint holds its adapter's optimizer too."""
+ROOM_BYTES = 1024**3
+"""What a fetched file must leave free on this computer's disk."""
 PART = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 SUFFIXES = {"adapter": {".safetensors"}, "checkpoint": {".safetensors"}, "sample": {".png"}}
 FOLDERS = {"checkpoints", "samples"}
@@ -61,7 +65,7 @@ def home_path(folder: RunFolder, committed: Committed) -> Path:
     )
     if not proper:
         raise Damaged(f"the machine lists a file that is none of ours: {committed.path}")
-    if committed.size > MOST_BYTES:
+    if committed.size > MOST_BYTES[committed.role]:
         raise Damaged(f"the machine says that {committed.path} has {committed.size} bytes; nothing of ours is that large")
     return folder.job(committed.job).joinpath(*parts[3:])
 
@@ -77,13 +81,10 @@ def fetch(
 ) -> Arrived | None:
     """Bring one file home. None when the machine no longer has it (a newer one took its place).
 
-    Raises `Damaged` when its bytes are not what was listed, after `TRIES`.
+    Raises `Damaged` when its bytes are not what was listed, after `TRIES`, and `LocalTrouble` when it would fill the disk.
     """
     final = home_path(folder, committed)
-    staging = folder.path / "staging"
-    with on_this_computer(staging):
-        staging.mkdir(mode=0o700, exist_ok=True)
-    part = staging / f"{committed.sha256}.part"
+    part = _staged(folder, committed)
     for _ in range(TRIES):
         try:
             shell.fetch(f"{base}/{committed.path}", part, size=committed.size, moved=moved)
@@ -102,6 +103,21 @@ def fetch(
     raise Damaged(f"{committed.path} arrived damaged {TRIES} times: the bytes are not those that the machine listed")
 
 
+def _staged(folder: RunFolder, committed: Committed) -> Path:
+    """Where it is put until it is believed: a plain file, or nothing yet."""
+    staging = folder.path / "staging"
+    with on_this_computer(staging):
+        staging.mkdir(mode=0o700, exist_ok=True)
+        if staging.is_symlink():
+            raise NotADirectoryError(20, "it is a link")
+        part = staging / f"{committed.sha256}.part"
+        if part.is_symlink():
+            part.unlink()
+        if shutil.disk_usage(staging).free < committed.size + ROOM_BYTES:
+            raise OSError(28, f"{committed.size / 1e9:.1f} GB more would leave less than {ROOM_BYTES / 1e9:.0f} GB free")
+    return part
+
+
 def _move_in(part: Path, final: Path) -> None:
     with on_this_computer(final):
         with part.open("rb") as file:
@@ -114,12 +130,7 @@ def _move_in(part: Path, final: Path) -> None:
 def look_into(path: Path, committed: Committed) -> None:
     """Refuse a file that is not of the kind that its role promises. Raises `Damaged`."""
     try:
-        if committed.role == "sample":
-            with path.open("rb") as file:
-                if file.read(8) != b"\x89PNG\r\n\x1a\n":
-                    raise ValueError("it is no PNG")
-        else:
-            read_header(path)
-    except (ValueError, BaseModelError) as err:
+        (pictures if committed.role == "sample" else weights).look(path)
+    except Unsound as err:
         path.unlink()
         raise Damaged(f"{committed.path} is not what it must be: {err}") from err

@@ -15,6 +15,10 @@ JobStateName = Literal["queued", "running", "done", "stopped", "failed"]
 
 BIGGEST = 1e12
 """Steps, seconds and losses beyond it come from no training of ours."""
+MOST_WORDS = 2000
+"""Characters of a message that are kept."""
+MOST_WARNINGS = 200
+"""The latest are kept."""
 CURVE_POINTS = 600
 """Loss points kept for drawing; beyond that every second one is dropped and the spacing doubles."""
 
@@ -78,7 +82,7 @@ class JobProgress:
     def take(self, event: AnyEvent) -> None:
         """Fold one event in."""
         if isinstance(event, Phase):
-            self.state, self.phase, self.detail = "running", event.phase, event.detail
+            self.state, self.phase, self.detail = "running", event.phase, event.detail[:MOST_WORDS]
             self.last_step_at = None  # sampling and saving are no steps: the pace is taken up after them
         elif isinstance(event, Started):
             self.state, self.steps, self.images, self.step = "running", event.steps, event.images, event.step
@@ -89,10 +93,10 @@ class JobProgress:
         elif isinstance(event, Evaluated):
             self.heldout.add(event.step, event.loss)
         elif isinstance(event, Warned):
-            self.message = event.message
+            self.message = event.message[:MOST_WORDS]
         elif isinstance(event, Ended):
             self.state, self.step, self.phase = event.state, event.step, ""
-            self.message, self.code, self.ended_s = event.message, event.code, event.at_s
+            self.message, self.code, self.ended_s = event.message[:MOST_WORDS], event.code[:MOST_WORDS], event.at_s
 
     def _step(self, event: Step) -> None:
         self.state, self.phase = "running", "training"
@@ -119,7 +123,8 @@ class Progress:
         if not _makes_sense(event):
             return
         if isinstance(event, Warned):
-            self.warnings.append(f"{event.job}: {event.message}" if event.job else event.message)
+            self.warnings.append((f"{event.job}: {event.message}" if event.job else event.message)[:MOST_WORDS])
+            del self.warnings[:-MOST_WARNINGS]
         job = self.jobs.get(event.job)
         if job is None:
             return

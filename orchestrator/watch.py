@@ -7,9 +7,10 @@ knows of the past is in the run's folder: the events file, byte for byte, and th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -28,8 +29,10 @@ from .shell import LocalTrouble
 from .trip import Trip
 
 POLL_S = 1.0
-EVENTS_MOST_BYTES = 512 * 1024 * 1024
-"""A million steps tell a fifth of it."""
+EVENTS_MOST_BYTES = 256 * 1024 * 1024
+"""A million steps tell less than half of it."""
+MOST_FILES = 20_000
+"""Files that one machine may list: thirty jobs with six hundred samples each are fewer."""
 STATUS_MOST_BYTES = 1024 * 1024
 EVENTS_AT_ONCE = 1024 * 1024
 SILENT_S = 10.0
@@ -41,6 +44,8 @@ STOP_PATIENCE_S = 300.0
 OVERRUN_S = WAY_OUT_S / 2
 """A supervisor ends a session at its lifetime, give or take a step and a save; the rest of the way out is for the pull."""
 LOCAL_PAUSE_S = 20.0
+DAMAGED_TOLD = 5
+"""More than these would only push what matters off the screen."""
 STARTS = 3
 ROLE_ORDER = {"adapter": 0, "checkpoint": 1, "sample": 2}
 
@@ -53,14 +58,16 @@ class Feed:
         self._machine = machine
         self._home = trip.folder.path / f"events-{machine.number}.jsonl"
         self._reader = EventReader()
+        self._listed = 0
+        self._dropped = 0
 
     def catch_up(self) -> None:
         """Take in what earlier processes fetched; a torn tail is cut, its bytes come again."""
         if self._home.exists():
-            whole = self._home.read_bytes()
-            os.truncate(self._home, whole.rfind(b"\n") + 1)
+            os.truncate(self._home, _end_of_last_line(self._home))
             if self._machine.number not in self._trip.heard:
-                self._take(whole[: whole.rfind(b"\n") + 1])
+                for piece in pieces(self._home):
+                    self._take(piece)
         self._trip.heard.add(self._machine.number)
 
     def read_on(self) -> bool:
@@ -79,7 +86,13 @@ class Feed:
 
     def _take(self, data: bytes) -> None:
         for event in self._reader.feed(data):
+            self._listed += isinstance(event, Committed)
             self._trip.progress.take(event)
+        if self._listed > MOST_FILES:
+            raise IntegrityError(f"the machine lists more than {MOST_FILES} files; no training makes so many")
+        if self._reader.dropped and not self._dropped:
+            self._trip.say("the machine tells things that our trainer does not say; they are left out")
+        self._dropped = self._reader.dropped
 
     def status(self) -> Status | None:
         """The supervisor's heartbeat; None while there is none, or none that makes sense."""
@@ -250,7 +263,8 @@ class Puller:
                 self._fetch(committed)
             except Damaged as err:
                 self.damaged.append(err)
-                self._trip.say(f"{err}; what else there is comes home first")
+                if len(self.damaged) <= DAMAGED_TOLD:
+                    self._trip.say(f"{err}; what else there is comes home first")
             except LocalTrouble as err:
                 self._settled.discard((committed.path, committed.sha256))
                 self._not_before = self._trip.clock.monotonic_s() + LOCAL_PAUSE_S
@@ -314,7 +328,28 @@ def fetch_now(trip: Trip, machine: Machine) -> int:
     return count
 
 
-def replay(progress: Progress, raw: bytes) -> None:
-    """Fold an events file at home into `progress`; for commands that only look."""
-    for event in EventReader().feed(raw):
-        progress.take(event)
+def replay(progress: Progress, raw: Iterable[bytes]) -> None:
+    """Fold what a machine told into `progress`; for commands that only look."""
+    reader = EventReader()
+    for piece in raw:
+        for event in reader.feed(piece):
+            progress.take(event)
+
+
+def pieces(file: Path) -> Iterator[bytes]:
+    """An events file at home, so much at once: a stranger says how large it is."""
+    with file.open("rb") as source:
+        while piece := source.read(EVENTS_AT_ONCE):
+            yield piece
+
+
+def _end_of_last_line(file: Path) -> int:
+    end = file.stat().st_size
+    with file.open("rb") as source:
+        while end > 0:
+            begin = max(0, end - EVENTS_AT_ONCE)
+            source.seek(begin)
+            if (at := source.read(end - begin).rfind(b"\n")) >= 0:
+                return begin + at + 1
+            end = begin
+    return 0

@@ -6,6 +6,8 @@ The cloud keeps a billing log that the code under test never sees: checkers read
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -297,7 +299,18 @@ def safetensors(step: int = 0) -> bytes:
     return len(header).to_bytes(8, "little") + header + step.to_bytes(8, "little")
 
 
-PNG = b"\x89PNG\r\n\x1a\n" + b"not much of a picture"
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png(width: int = 1, height: int = 1, *between: bytes) -> bytes:
+    """A black picture; `between`: more chunks before its pixels."""
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(bytes((3 * width + 1) * height)))
+    return b"".join((b"\x89PNG\r\n\x1a\n", head, *between, pixels, png_chunk(b"IEND", b"")))
+
+
+PNG = png()
 
 
 def down() -> Unavailable:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from . import header
 from .errors import BaseModelError
-
-MAX_HEADER = 100 * 1024 * 1024
-"""As the safetensors library: no header is larger."""
+from .header import Header, Malformed
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 
@@ -40,25 +39,6 @@ _FOLDERS = {
     "zimage": ("transformer", "vae", "text_encoder", "tokenizer"),
 }  # fmt: skip
 """What a whole folder of a family holds."""
-
-_DTYPE_BYTES = {
-    "F64": 8,
-    "I64": 8,
-    "U64": 8,
-    "F32": 4,
-    "I32": 4,
-    "U32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -117,55 +97,23 @@ def _article(family: str) -> str:
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes and shapes in a safetensors file. Strict: whatever does not add up is refused."""
-    header, room = _raw_header(path)
-    header.pop("__metadata__", None)
-    infos = {name: _checked(path, name, entry, room) for name, entry in header.items()}
-    if not infos:
-        raise _broken(path, "holds no tensors")
-    if sum(end - start for start, end in (entry["data_offsets"] for entry in header.values())) != room:
-        raise _broken(path, "is cut short or has stray bytes: its size does not match its header")
-    return infos
+    return {name: TensorInfo(entry.dtype, entry.shape) for name, entry in header_of(path).tensors.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What the file says about itself; nothing, if it says nothing."""
-    said = _raw_header(path)[0].get("__metadata__")
-    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
+    return dict(header_of(path).metadata)
 
 
-def _raw_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands, and how many bytes come after it."""
+def header_of(path: Path) -> Header:
+    """All that the file says before its first tensor."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise _broken(path, "has no safetensors header")
-        raw = file.read(length)
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, "has a header that is no JSON") from error
-    if not isinstance(header, dict):
-        raise _broken(path, "has a header that is no table")
-    return header, size - 8 - length
-
-
-def _checked(path: Path, name: str, entry: Any, room: int) -> TensorInfo:
-    match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
-            isinstance(n, int) and n >= 0 for n in shape
-        ):
-            count = 1
-            for n in shape:
-                count *= n
-            if not 0 <= start <= end <= room:
-                raise _broken(path, f"is cut short: tensor {name[:80]!r} ends outside the file")
-            if dtype in _DTYPE_BYTES and count * _DTYPE_BYTES[dtype] != end - start:
-                raise _broken(path, f"has a tensor {name[:80]!r} of the wrong length")
-            return TensorInfo(dtype, tuple(shape))
-        case _:
-            raise _broken(path, f"has a malformed entry for tensor {name[:80]!r}")
+        with path.open("rb") as file:
+            length = header.length(file.read(8), size)
+            return header.parse(file.read(length), size - 8 - length)
+    except Malformed as error:
+        raise _broken(path, str(error)) from error
 
 
 def _broken(path: Path, fact: str) -> BaseModelError:

@@ -1,7 +1,7 @@
 """The page of a run: one HTML file with curves, samples and receipt, that needs nothing and loads nothing.
 
-What came from the rented machine is escaped by the template; the content policy in the page forbids everything
-but the page itself.
+What came from the rented machine is escaped by the template, its marks that reorder text are left out, its pictures are drawn
+anew; the content policy in the page forbids everything but the page itself.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.border import pictures
+from orchestrator.border.weights import Unsound
+from orchestrator.border.words import harmless
 from orchestrator.budget import show_usd
 from orchestrator.home import RunFolder, write_atomically
 from orchestrator.progress import Curve, JobProgress
@@ -20,7 +24,7 @@ from orchestrator.view import duration
 from .receipt import progress_of
 
 WIDTH, HEIGHT = 640, 160
-SAMPLE_NAME = re.compile(r"^step(\d+)-(\d+)\.png$")
+SAMPLE_NAME = re.compile(r"^step(\d{1,9})-(\d{1,4})\.png$")
 MOST_SAMPLES = 200
 """Newest first; a page of more would be slow to open."""
 
@@ -32,7 +36,7 @@ def write_page(folder: RunFolder, document: Mapping[str, Any]) -> Path:
     import templates
 
     source = (Path(templates.__file__).parent / "report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_tame)
     environment.filters |= {"usd": show_usd, "duration": duration}
     progress = progress_of(folder)
     prompts = {job["name"]: job.get("sample_prompts", []) for job in (folder.read("order.json") or {"jobs": []})["jobs"]}
@@ -41,6 +45,10 @@ def write_page(folder: RunFolder, document: Mapping[str, Any]) -> Path:
     target = folder.path / "report.html"
     write_atomically(target, page.encode())
     return target
+
+
+def _tame(value: Any) -> Any:
+    return harmless(value) if isinstance(value, str) else value
 
 
 def _job(document: Mapping[str, Any], progress: JobProgress, prompts: Sequence[str]) -> dict[str, Any]:
@@ -60,8 +68,9 @@ def sample_rows(samples: Sequence[Path], prompts: Sequence[str]) -> list[dict[st
     rows: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(samples)[-MOST_SAMPLES:]:
         if named := SAMPLE_NAME.match(path.name):
-            picture = base64.b64encode(path.read_bytes()).decode()
-            rows.setdefault(int(named[2]), []).append({"step": int(named[1]), "name": path.name, "data": picture})
+            with suppress(Unsound, OSError):  # a picture that cannot be drawn is none
+                picture = base64.b64encode(pictures.anew(path)).decode()
+                rows.setdefault(int(named[2]), []).append({"step": int(named[1]), "name": path.name, "data": picture})
     return [{"prompt": prompts[i] if i < len(prompts) else f"prompt {i}", "pictures": rows[i]} for i in sorted(rows)]
 
 

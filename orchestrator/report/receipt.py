@@ -19,7 +19,7 @@ from orchestrator.ledger import Book, Entry, read_entries
 from orchestrator.lifecycle import Signal
 from orchestrator.progress import JobProgress, Progress
 from orchestrator.ship import hash_file
-from orchestrator.watch import replay
+from orchestrator.watch import pieces, replay
 
 from .attempts import attempts, in_lines
 
@@ -71,7 +71,7 @@ def progress_of(folder: RunFolder, *, but: int = 0) -> Progress:
     progress = Progress([job["name"] for job in order["jobs"]])
     numbered = {int(file.stem.partition("-")[2]): file for file in folder.path.glob("events-*.jsonl")}
     for number in sorted(numbered.keys() - {but}):
-        replay(progress, numbered[number].read_bytes())
+        replay(progress, pieces(numbered[number]))
     return progress
 
 

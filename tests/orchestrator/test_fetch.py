@@ -109,7 +109,7 @@ def test_no_name_leads_out_of_the_jobs_folder(folder: RunFolder, path: str):
 
 def test_a_size_beyond_reason_is_refused_before_a_byte_is_asked_for(folder: RunFolder, shell: FakeShell):
     with pytest.raises(IntegrityError, match="nothing of ours is that large"):
-        fetch(shell, "s", folder, committed(size=MOST_BYTES + 1))  # type: ignore[arg-type]
+        fetch(shell, "s", folder, committed(size=MOST_BYTES["adapter"] + 1))  # type: ignore[arg-type]
     assert shell.fetched == []
 
 

@@ -43,7 +43,7 @@ WHOLE = b"".join(map(dump_event, LIFE))
 
 def told(raw: bytes) -> Progress:
     progress = Progress(["lisa", "forest"])
-    replay(progress, raw)
+    replay(progress, [raw])
     return progress
 
 

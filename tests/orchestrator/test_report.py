@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fakes import FakeClock, FakeCloud, an_order, offer, safetensors, spec, write
+from fakes import FakeClock, FakeCloud, an_order, offer, png, safetensors, spec, write
 
 from orchestrator.errors import EXIT_CODES
 from orchestrator.home import RunFolder
@@ -26,13 +24,6 @@ from providers.errors import NoCapacity
 from trainer.protocol import Ended, Evaluated, Started, Step, Warned, dump_event
 
 HOSTILE = "</p><script src=http://evil.example/x.js></script><img src=x onerror=alert(1)>\" onmouseover='x' {{ 7*7 }} &lt;"
-
-
-def png() -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
 
 
 class Finished:
