@@ -108,8 +108,6 @@ def _staged(folder: RunFolder, committed: Committed) -> Path:
     staging = folder.path / "staging"
     with on_this_computer(staging):
         staging.mkdir(mode=0o700, exist_ok=True)
-        if staging.is_symlink():
-            raise NotADirectoryError(20, "it is a link")
         part = staging / f"{committed.sha256}.part"
         if part.is_symlink():
             part.unlink()

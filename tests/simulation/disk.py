@@ -114,6 +114,9 @@ class Name:
 
     is_file = exists
 
+    def is_symlink(self) -> bool:
+        return False  # nobody makes links here
+
     def is_dir(self) -> bool:
         return any(name.startswith(self.full + "/") for name in self.disk.files)
 

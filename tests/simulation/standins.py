@@ -117,6 +117,7 @@ def install() -> None:
         module.os = SimOs
     for module in (ledger, lease, run, closing, fetch, watch):
         module.crashpoint = lambda _: None  # every effect of this world is one
+    fetch.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=2**50))  # a full disk is a fault of the world's own
     reaching.Shell = SimShell
     rent.make_keys = reaching.make_keys = _keys
     rent.nonce_for = lambda *_: "nonce"
