@@ -406,6 +406,11 @@ class JobSpec(TrainingOptions):
     comment: str = ""
     """Goes into the adapter's metadata."""
 
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """What jobs must have in common to be trained by one process, on one base in memory."""
+        return self.family, self.base, self.base_revision or "", self.mixed_precision
+
 
 class Session(Message):
     """The queue of one machine."""
@@ -472,11 +477,6 @@ class Started(_Event):
     device: str = ""
     trainable: int = 0
     """Number of trained weights."""
-
-    @property
-    def resident(self) -> tuple[str, ...]:
-        """What jobs must have in common to be trained by one process, on one base in memory."""
-        return self.family, self.base, self.base_revision or "", self.mixed_precision
 
 
 class Step(_Event):
