@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from .world import Cloud, Lorry, adapters, config, losses, processes_naming
 
 if sys.platform != "linux":
     pytest.skip("the practice cloud's machines are Linux processes", allow_module_level=True)
+
+for heard, action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(heard) is signal.SIG_IGN:  # tests started in the background; what they start would be deaf too
+        signal.signal(heard, action)
 
 LONG = {"steps": 10, "save_every_steps": 3, "gradient_accumulation": 20}
 """All pictures in a step: steps slow enough to be told one by one: there are five events a second at most."""
