@@ -126,6 +126,9 @@ class Shell:
         self.silence_s = silence_s
         self.give_up: Callable[[], None] = lambda: None
         """Called between attempts to connect; raises to stop waiting (Ctrl-C, a machine that is lost)."""
+        self.heed: Callable[[], None] = lambda: None
+        """Called all the time while a connection stands, by another thread; raises when whatever is under way is to end: a machine that
+        answers a byte a minute is silent for no moment, and must not outlast the cap."""
         self.came_back: Callable[[], None] = lambda: None
         """Called when something gets through after `give_up` was."""
         self.down_s = 0.0
@@ -254,7 +257,11 @@ class Shell:
         while True:
             try:
                 done = operation()
+            except _nonsense() as err:
+                self.close()
+                raise IntegrityError(f"the machine answered nonsense when asked to {what} ({type(err).__name__})") from err
             except _link_errors() as err:
+                self.heed()
                 if self._is_remote_answer(err):
                     raise CommandFailed(f"could not {what} on the machine: {_words(err)}") from err
                 self.close()
@@ -320,9 +327,9 @@ class Shell:
     def _files(self) -> paramiko.SFTPClient:
         transport = self._link()
         if self._sftp is None:
-            import paramiko
+            from .border.reading import Files
 
-            self._sftp = paramiko.SFTPClient.from_transport(transport)
+            self._sftp = Files.from_transport(transport)
             if self._sftp is None:
                 raise EOFError("the machine opened no file channel")
             channel = self._sftp.get_channel()
@@ -350,9 +357,13 @@ class Shell:
         self.close()
         import paramiko
 
+        from .border.reading import MOST_GREETING_BYTES, NONSENSE, bound
+
         logging.getLogger("paramiko").addHandler(_NO_LOG)  # else every cut prints a traceback on the user's terminal
         line = _Line.to(self.endpoint, self.silence_s)
+        line.most_bytes = MOST_GREETING_BYTES
         transport = paramiko.Transport(line)
+        bound(transport)
         transport.banner_timeout = transport.auth_timeout = transport.channel_timeout = self.silence_s
         allowed = transport.get_security_options()
         allowed.ciphers = [name for name in CIPHERS if name in allowed.ciphers]
@@ -361,12 +372,15 @@ class Shell:
             transport.start_client(timeout=self.silence_s)
             self._pin(transport.get_remote_server_key())
             transport.auth_publickey(self.endpoint.user, paramiko.Ed25519Key.from_private_key_file(str(self.keys.private)))
+        except NONSENSE as err:
+            transport.close()
+            raise paramiko.SSHException(f"what it says is no SSH: {type(err).__name__}") from err
         except BaseException:
             transport.close()
             raise
-        self._transport = transport
-        for duty in (_ask, _hang_up_when_silent):
-            threading.Thread(target=duty, args=(transport, line, self.silence_s), daemon=True).start()
+        self._transport, line.most_bytes = transport, None
+        threading.Thread(target=_ask, args=(transport, self.silence_s), daemon=True).start()
+        threading.Thread(target=_hang_up, args=(transport, line, self.silence_s, self.heed), daemon=True).start()
         return transport
 
     def _fingerprint(self) -> str:
@@ -435,6 +449,13 @@ def _link_errors() -> tuple[type[BaseException], ...]:
     return (paramiko.SSHException, EOFError, OSError)
 
 
+def _nonsense() -> tuple[type[BaseException], ...]:
+    """What paramiko raises over answers that make no sense."""
+    from .border.reading import NONSENSE
+
+    return NONSENSE
+
+
 @contextlib.contextmanager
 def on_this_computer(path: Path) -> Iterator[None]:
     """Trouble with a file on this computer must not be taken for the machine's."""
@@ -488,6 +509,8 @@ class _Line(socket.socket):
     """A socket that remembers when it last heard anything."""
 
     heard_s = 0.0
+    most_bytes: int | None = None
+    """So much may still come; anything when None."""
 
     @classmethod
     def to(cls, endpoint: SSHEndpoint, timeout_s: float) -> _Line:
@@ -501,6 +524,10 @@ class _Line(socket.socket):
     def recv(self, count: int, flags: int = 0, /) -> bytes:
         data = super().recv(count, flags)
         self.heard_s = time.monotonic()
+        if self.most_bytes is not None:
+            self.most_bytes -= len(data)
+            if self.most_bytes < 0:
+                raise ConnectionError("it talks without end before it says who it is")
         return data
 
 
@@ -516,18 +543,21 @@ def _prefetch(file: paramiko.SFTPFile, size: int) -> None:
     file.prefetch(size)
 
 
-def _ask(transport: paramiko.Transport, line: _Line, silence_s: float) -> None:
+def _ask(transport: paramiko.Transport, silence_s: float) -> None:
     """Have the server say something now and then; OpenSSH answers this request with a no, which will do."""
-    del line
     with contextlib.suppress(*_link_errors()):
         while transport.is_active():
             transport.global_request("keepalive@openssh.com")  # waits for the answer, or for the end of the link
             time.sleep(silence_s / 5)
 
 
-def _hang_up_when_silent(transport: paramiko.Transport, line: _Line, silence_s: float) -> None:
-    """End a dead link: whatever waits on it gets an error instead of waiting for ever."""
+def _hang_up(transport: paramiko.Transport, line: _Line, silence_s: float, heed: Callable[[], None]) -> None:
+    """End a dead link, and one that is not to go on: whatever waits on it gets an error instead of waiting for ever."""
     while transport.is_active():
+        try:
+            heed()
+        except Exception:  # noqa: BLE001  it is raised again where it is of use
+            transport.close()
         if time.monotonic() - line.heard_s > silence_s:
             transport.close()
             return

@@ -104,7 +104,7 @@ def _shell_for(trip: Trip, lease: Lease, instance: Instance, known: Shell | None
     if known is not None and known.endpoint == instance.ssh:
         return known
     shell = Shell(instance.ssh, make_keys(trip.folder.path), trip.clock)
-    shell.give_up = trip.check_urgent
+    shell.give_up = shell.heed = trip.check_urgent
     if trip.book().attempts[lease.number].phase is Phase.BOOTING:
         shell.forget_host()  # a new machine, maybe at an address that an old one had
     return shell
