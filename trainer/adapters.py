@@ -1,23 +1,23 @@
-"""LoRA on chosen layers of a frozen model, for one job or for several in one pass.
+"""Adapters on chosen layers of a frozen model, for one job or for several in one pass.
 
 A `Bank` gives every target layer a new `forward`: the base's own, plus up @ down @ x times alpha / rank
-(Hu et al. 2021, arXiv 2106.09685). The layer keeps its name and its place, so that files, pipelines and
+(LoRA; for the other methods see `methods.py`). The layer keeps its name and its place, so that files, pipelines and
 gradient checkpointing see the model they know.
 
 One job's weights are an `Adapter`: per part of the model ONE flat fp32 vector that holds every matrix (several, where layers learn
 at several rates). So the optimizer, the clipping and the cast to the compute dtype are a few kernels instead of hundreds, and the
 8-bit optimizer's blocks of 256 never span two matrices.
 
-Several adapters share a pass by stacking: A [n, r, in], B [n, out, r], the batch's rows in n equal groups, two
+Several LoRAs share a pass by stacking: A [n, r, in], B [n, out, r], the batch's rows in n equal groups, two
 batched products whatever n is. Smaller ranks are padded with zeros for the pass only: the padded rows add
-nothing and learn nothing, and the stored weights are those of the job alone.
+nothing and learn nothing, and the stored weights are those of the job alone. Where one of them is of another method,
+each answers for its own rows; the base still answers for all at once.
 
 Knows nothing of families, optimizers or files.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,8 +27,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 
-from . import streams
-from .layout import ALIGNMENT, Layout, Slot, Target, find_targets, layout
+from . import changes, streams
+from .changes import convolved
+from .layout import ALIGNMENT, Layout, find_targets, layout
+from .targets import Slot, Target
 
 __all__ = ["ALIGNMENT", "Adapter", "Bank", "Drop", "Layout", "Slot", "Target", "find_targets"]
 
@@ -47,6 +49,8 @@ class Adapter:
     """Running mean of the weights, where the job wants one."""
     outcome: Callable[[], dict[str, Tensor]] | None = None
     """The weights that the optimizer would give now, where those it trains on are others (schedule-free rules)."""
+    base: Mapping[str, Any] | None = None
+    """The model's parts, where there is DoRA, which measures their weights."""
 
     @classmethod
     def create(cls, targets: Sequence[Target], rank: int, scale: float, seed: int, device: torch.device) -> Adapter:
@@ -54,19 +58,37 @@ class Adapter:
         return cls.of([Slot(target, rank, scale) for target in targets], seed, device)
 
     @classmethod
-    def of(cls, slots: Sequence[Slot], seed: int, device: torch.device, *, up_rate: float = 1.0) -> Adapter:
-        """Fresh weights: A as kaiming_uniform(a=sqrt 5), that is uniform within 1/sqrt(fan_in), from the job's own stream; B zero."""
+    def of(
+        cls, slots: Sequence[Slot], seed: int, device: torch.device, *, up_rate: float = 1.0, base: Mapping[str, Any] | None = None
+    ) -> Adapter:
+        """Fresh weights from the job's own stream; of LoRA A as kaiming_uniform(a=sqrt 5), that is uniform within 1/sqrt(fan_in), B zero.
+
+        `base`: the model's parts, where DoRA's lengths begin as those of the base's weights.
+        """
         parts = sorted({slot.target.part for slot in slots})
         layouts = {part: layout(part, [slot for slot in slots if slot.target.part == part], up_rate) for part in parts}
         flat: dict[str, nn.Parameter] = {}
         for part, lay in layouts.items():
             vectors = {group: torch.zeros(total) for group, total in lay.totals().items()}
             generator = streams.generator(seed, f"init.{part}")
-            for slot, down, _ in lay.pieces(vectors):
-                bound = 1.0 / math.sqrt(slot.target.width)
-                down.uniform_(-bound, bound, generator=generator)
+            for slot, values in lay.values(vectors):
+                _start(slot, values, generator)
             flat |= {group: nn.Parameter(values.to(device)) for group, values in vectors.items()}
-        return cls(layouts, flat)
+        made = cls(layouts, flat, base=base)
+        made.measure()
+        return made
+
+    def measure(self) -> None:
+        """Let DoRA's lengths be those of the weights as they are changed now: a layer then answers as without it."""
+        for part in self.layouts:
+            for slot, values in self.values(part):
+                if slot.method.dora:
+                    values[-1][:, 0] = 1.0 / changes.share(slot, values, self.layer_of(slot))
+
+    def layer_of(self, slot: Slot) -> Any:
+        """The base's layer that a slot changes."""
+        assert self.base is not None, "only DoRA asks for it"
+        return self.base[slot.target.part].get_submodule(slot.target.name)
 
     @property
     def scale(self) -> float:
@@ -111,30 +133,33 @@ class Adapter:
             for part, flat in self.flat.items():
                 flat.data = kept[part]
 
+    def values(self, part: str, *, gradient: bool = False) -> Iterator[tuple[Slot, tuple[Tensor, ...]]]:
+        """Each layer with its matrices, as views; or with their gradients."""
+        flats = {group: (_gradient(flat) if gradient else flat.detach()) for group, flat in self.flat.items()}
+        return self.layouts[part].values(flats)
+
     def weights(self, part: str) -> Iterator[tuple[Slot, Tensor, Tensor]]:
-        """Each layer with its A [r, width] and B [out, r], as views."""
-        return self.layouts[part].pieces({group: flat.detach() for group, flat in self.flat.items()})
+        """Of plain LoRA: each layer with its A [r, width] and B [out, r], as views."""
+        return ((slot, down, up) for slot, (down, up) in self.values(part))
 
     def matrices(self, part: str) -> Iterator[tuple[Target, Tensor, Tensor]]:
-        """Each target with its A [r, width] and B [out, r], as views."""
+        """Of plain LoRA: each target with its A [r, width] and B [out, r], as views."""
         return ((slot.target, down, up) for slot, down, up in self.weights(part))
 
     def gradients(self, part: str) -> Iterator[tuple[Target, Tensor, Tensor]]:
         """Like `matrices`, of the gradient."""
-        grads = {group: torch.zeros_like(flat) if flat.grad is None else flat.grad for group, flat in self.flat.items()}
-        return ((slot.target, down, up) for slot, down, up in self.layouts[part].pieces(grads))
+        return ((slot.target, down, up) for slot, (down, up) in self.values(part, gradient=True))
 
     def pieces(self, vector: str, *, gradient: bool = False) -> Iterator[Tensor]:
         """The matrices that lie in a vector, as views; or their gradients."""
         flats = {group: flat.grad if gradient and flat.grad is not None else flat.detach() for group, flat in self.flat.items()}
         for lay in self.layouts.values():
-            for (_, *pair), groups in zip(lay.pieces(flats) if vector in lay.sizes else (), lay.groups, strict=False):
-                yield from (piece for piece, group in zip(pair, groups, strict=True) if group == vector)
+            for (_, values), groups in zip(lay.values(flats) if vector in lay.sizes else (), lay.groups, strict=False):
+                yield from (piece for piece, group in zip(values, groups, strict=True) if group == vector)
 
     def count(self) -> int:
         """Number of trained weights, gaps not counted."""
-        slots = (slot for lay in self.layouts.values() for slot in lay.slots)
-        return sum(slot.rank * (slot.target.width + slot.target.fan_out) for slot in slots)
+        return sum(slot.count for lay in self.layouts.values() for slot in lay.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +190,31 @@ class Drop:
             mask = mask * kept(self.rank, shape[0], 1, shape[2]) / (1.0 - self.rank)
         return mask
 
+    def whole(self, index: int, like: Tensor) -> Tensor:
+        """Whether a layer takes part, 1 or 0, as `mask` draws it too."""
+        return replace(self, element=0.0, rank=0.0).mask(index, (1, 1, 1), like).view(())
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Several LoRAs of one layer, padded to the largest rank."""
+
+    down: Tensor  # [n, r, width]
+    up: Tensor  # [n, out, r]
+    column: Tensor  # [n, 1, 1]
+    """Their scales."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Live:
-    """What a layer adds in the pass under way."""
+    """What a layer adds in the pass under way: as a stack, or each adapter by its own matrices."""
 
     index: int
-    down: Tensor
-    """[r, width], of several adapters [n, r, width]."""
-    up: Tensor
-    ranks: tuple[int, ...]
-    scales: tuple[float, ...]
-    column: Tensor | None
-    """The scales of several adapters [n, 1, 1]."""
+    slots: tuple[Slot, ...]
+    """Each adapter's."""
+    values: tuple[tuple[Tensor, ...], ...] = ()
+    """Each adapter's, unless they are stacked."""
+    stack: _Stack | None = None
 
 
 @dataclass(slots=True)
@@ -220,80 +257,100 @@ class Bank:
             self._drops = ()
 
     def _prepare(self, adapters: Sequence[Adapter], dtype: torch.dtype) -> None:
-        for part, own in adapters[0].layouts.items():
+        for part in adapters[0].layouts:
             lays = [adapter.layouts[part] for adapter in adapters]
-            columns = None
-            if len(adapters) == 1:
-                flat = adapters[0].flat
-                pieces = own.pieces({group: flat[group].to(dtype) for group in own.sizes})
-            else:
-                wide = _widest(part, lays)
-                pieces = wide.pieces({part: torch.stack([_padded(adapter, part, wide).to(dtype) for adapter in adapters])})
-                table = [[slot.scale for slot in lay.slots] for lay in lays]
-                device = next(iter(adapters[0].flat.values())).device
-                columns = torch.tensor(table, device=device, dtype=dtype).T[:, :, None, None]  # [layers, n, 1, 1]
-            for index, (slot, down, up) in enumerate(pieces):
-                slots = [lay.slots[index] for lay in lays]
-                live = _Live(
-                    index=index,
-                    down=down,
-                    up=up,
-                    ranks=tuple(one.rank for one in slots),
-                    scales=tuple(one.scale for one in slots),
-                    column=None if columns is None else columns[index],
-                )
-                self._live[part, slot.target.name] = live
+            plain = all(slot.method.plain for lay in lays for slot in lay.slots)
+            made = _stacked(part, adapters, dtype) if plain and len(adapters) > 1 else _side_by_side(part, adapters, dtype)
+            self._live |= {(part, live.slots[0].target.name): live for live in made}
 
     def delta(self, target: Target, layer: Any, x: Tensor, base: Tensor) -> Tensor:
         """The base's output plus the adapters'."""
         live = self._live.get((target.part, target.name))
         if live is None:
             return base
-        if live.column is None:
-            return torch.add(base, self._alone(live, target, layer, x), alpha=live.scales[0])
-        return base + self._grouped(live, target, layer, x)
+        if live.stack is not None:
+            return base + self._grouped(live, live.stack, target, layer, x)
+        many = len(live.slots)
+        if many == 1:
+            return self._alone(live, 0, layer, x, base)
+        return torch.cat([self._alone(live, n, layer, *rows) for n, rows in enumerate(zip(x.chunk(many), base.chunk(many), strict=True))])
 
-    def _alone(self, live: _Live, target: Target, layer: Any, x: Tensor) -> Tensor:
-        if not target.conv:
-            low = F.linear(x, live.down)  # [b, ..., r]
-            if self._drops:
-                cells = low.reshape(len(x), -1, low.shape[-1])
-                low = (cells * self._mask(live, len(x), cells.shape[1], low)).view_as(low)
-            return F.linear(low, live.up)  # [b, ..., out]
-        low = _conv(x, live.down.view(target.shapes(live.ranks[0])[0]), layer)  # [b, r, h, w]
-        if self._drops:
-            mask = self._mask(live, len(x), low.shape[2] * low.shape[3], low)  # [b, h*w, r]
-            low = low * mask.transpose(1, 2).reshape(low.shape)
-        return F.conv2d(low, live.up[:, :, None, None])  # [b, out, h, w]
+    def _alone(self, live: _Live, number: int, layer: Any, x: Tensor, base: Tensor) -> Tensor:
+        """One adapter's rows: the base's output changed."""
+        slot, values = live.slots[number], live.values[number]
+        drop = self._drops[number] if self._drops else None
+        gain = _low_rank(slot, values, layer, x, drop, live.index) if slot.method.name == "lora" else changes.answer(slot, values, layer, x)
+        if slot.method.plain:
+            return torch.add(base, gain, alpha=slot.scale)
+        gain = gain * slot.scale
+        gain = changes.magnified(slot, values, layer, base, gain) if slot.method.dora else gain
+        return base + (gain if drop is None else gain * drop.whole(live.index, gain))
 
-    def _grouped(self, live: _Live, target: Target, layer: Any, x: Tensor) -> Tensor:
-        assert live.column is not None
-        groups, rank, _ = live.down.shape
+    def _grouped(self, live: _Live, stack: _Stack, target: Target, layer: Any, x: Tensor) -> Tensor:
+        groups, rank, _ = stack.down.shape
         each = len(x) // groups
         if target.wide:
             beside = x.view(groups, each, *x.shape[1:]).transpose(0, 1).flatten(1, 2)  # [b, n*c, h, w]
-            kernels = live.down.reshape(groups * rank, target.fan_in, *target.kernel)
-            low = _conv(beside, kernels, layer, groups=groups)  # [b, n*r, h, w]
+            kernels = stack.down.reshape(groups * rank, target.fan_in, *target.kernel)
+            low = convolved(beside, kernels, layer, groups=groups)  # [b, n*r, h, w]
             place = low.shape[2:]
             low = low.view(each, groups, rank, -1).permute(1, 0, 3, 2).reshape(groups, -1, rank)  # [n, b*h*w, r]
         else:
             cells = x.flatten(2).transpose(1, 2) if target.conv else x  # [n*b, ..., in]
             place = x.shape[2:] if target.conv else cells.shape[1:-1]
-            low = torch.bmm(cells.reshape(groups, -1, cells.shape[-1]), live.down.transpose(1, 2))  # [n, b*t, r]
+            low = torch.bmm(cells.reshape(groups, -1, cells.shape[-1]), stack.down.transpose(1, 2))  # [n, b*t, r]
         if self._drops:
             low = low * self._mask(live, each, low.shape[1] // each, low).view_as(low)
-        high = torch.bmm(low, live.up.transpose(1, 2)) * live.column  # [n, b*t, out]
+        high = torch.bmm(low, stack.up.transpose(1, 2)) * stack.column  # [n, b*t, out]
         high = high.view(len(x), -1, high.shape[-1])
         return high.transpose(1, 2).reshape(len(x), -1, *place) if target.conv else high.view(len(x), *place, -1)
 
     def _mask(self, live: _Live, rows: int, cells: int, like: Tensor) -> Tensor:
         """For the values between A and B, [n*b, cells, r]: each adapter's own, whoever else is in the pass."""
-        rank = live.down.shape[-2]
+        rank = like.shape[-1]
         masks = []
-        for drop, own in zip(self._drops, live.ranks, strict=True):
-            mask = like.new_ones(rows, cells, own) if drop is None else drop.mask(live.index, (rows, cells, own), like)
-            masks.append(F.pad(mask, (0, rank - own)))
+        for drop, slot in zip(self._drops, live.slots, strict=True):
+            mask = like.new_ones(rows, cells, slot.rank) if drop is None else drop.mask(live.index, (rows, cells, slot.rank), like)
+            masks.append(F.pad(mask, (0, rank - slot.rank)))
         return torch.cat(masks)
+
+
+def _side_by_side(part: str, adapters: Sequence[Adapter], dtype: torch.dtype) -> Iterator[_Live]:
+    """Each layer with every adapter's own matrices."""
+    cast = [
+        adapter.layouts[part].values({group: adapter.flat[group].to(dtype) for group in adapter.layouts[part].sizes})
+        for adapter in adapters
+    ]
+    for index, members in enumerate(zip(*cast, strict=True)):
+        yield _Live(index, tuple(slot for slot, _ in members), tuple(values for _, values in members))
+
+
+def _stacked(part: str, adapters: Sequence[Adapter], dtype: torch.dtype) -> Iterator[_Live]:
+    """Each layer with the adapters' matrices in one tensor."""
+    lays = [adapter.layouts[part] for adapter in adapters]
+    wide = _widest(part, lays)
+    pieces = wide.pieces({part: torch.stack([_padded(adapter, part, wide).to(dtype) for adapter in adapters])})
+    table = [[slot.scale for slot in lay.slots] for lay in lays]
+    device = next(iter(adapters[0].flat.values())).device
+    columns = torch.tensor(table, device=device, dtype=dtype).T[:, :, None, None]  # [layers, n, 1, 1]
+    for index, (_, down, up) in enumerate(pieces):
+        yield _Live(index, tuple(lay.slots[index] for lay in lays), stack=_Stack(down, up, columns[index]))
+
+
+def _low_rank(slot: Slot, values: tuple[Tensor, ...], layer: Any, x: Tensor, drop: Drop | None, index: int) -> Tensor:
+    """up @ down @ x, with what is left out between them."""
+    (down, up), target = values[:2], slot.target
+    if not target.conv:
+        low = F.linear(x, down)  # [b, ..., r]
+        if drop:
+            cells = low.reshape(len(x), -1, low.shape[-1])
+            low = (cells * drop.mask(index, (len(x), cells.shape[1], slot.rank), low)).view_as(low)
+        return F.linear(low, up)  # [b, ..., out]
+    low = convolved(x, down.view(target.shapes(slot.rank)[0]), layer)  # [b, r, h, w]
+    if drop:
+        mask = drop.mask(index, (len(x), low.shape[2] * low.shape[3], slot.rank), low)  # [b, h*w, r]
+        low = low * mask.transpose(1, 2).reshape(low.shape)
+    return F.conv2d(low, up[:, :, None, None])  # [b, out, h, w]
 
 
 class _Forward:
@@ -309,9 +366,16 @@ class _Forward:
         return self.bank.delta(self.target, self.layer, x, out)
 
 
-def _conv(x: Tensor, kernels: Tensor, layer: Any, groups: int = 1) -> Tensor:
-    """A convolution with the layer's own stride and padding."""
-    return F.conv2d(x, kernels, None, layer.stride, layer.padding, layer.dilation, groups)
+def _start(slot: Slot, values: Sequence[Tensor], generator: torch.Generator) -> None:
+    for piece, value in zip(slot.pieces, values, strict=True):
+        if piece.uniform:
+            value.uniform_(-piece.uniform, piece.uniform, generator=generator)
+        elif piece.normal:
+            value.normal_(0.0, piece.normal, generator=generator)
+
+
+def _gradient(flat: nn.Parameter) -> Tensor:
+    return torch.zeros_like(flat) if flat.grad is None else flat.grad
 
 
 def _widest(part: str, lays: Sequence[Layout]) -> Layout:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from . import schedules
-from .adapters import Adapter, Target
+from . import changes, schedules
+from .adapters import Adapter
 from .base import read_header
 from .buckets import Plan, Size
 from .dataset import Sample
 from .errors import BaseModelError, IntegrityError
 from .files import Written, write_atomically
 from .protocol import JobSpec
+from .targets import Slot, Target
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -55,29 +56,59 @@ def to_kohya(adapter: Adapter, dtype: torch.dtype, key_of: KeyOf) -> dict[str, T
     diffusers gives attention layers whose alpha differs from the most usual one that one (`get_peft_kwargs`, 0.42), so where layers differ,
     or the precision cannot hold the alpha, the rest goes into B: the strength is then right in every program.
     """
+    alpha = _alpha(adapter, dtype)
     tensors: dict[str, Tensor] = {}
-    alphas = Counter(slot.scale * slot.rank for lay in adapter.layouts.values() for slot in lay.slots)
-    alpha = torch.tensor(alphas.most_common(1)[0][0], dtype=dtype)
     for part in adapter.layouts:
-        for slot, down, up in adapter.weights(part):
+        for slot, values in adapter.values(part):
             name = key_of(part, slot.target.name)
-            of_down, of_up = slot.target.shapes(slot.rank)
-            rest = slot.scale * slot.rank / float(alpha)
-            tensors[f"{name}.lora_down.weight"] = down.reshape(of_down).to("cpu", dtype, copy=True)
-            tensors[f"{name}.lora_up.weight"] = (up if rest == 1.0 else up * rest).reshape(of_up).to("cpu", dtype, copy=True)
+            tensors |= {f"{name}.{ending}": value.to("cpu", dtype, copy=True) for ending, value in _stored(adapter, slot, values, alpha)}
             tensors[f"{name}.alpha"] = alpha.clone()
     return tensors
 
 
 def to_peft(adapter: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The adapter under diffusers' names, alpha folded in: `unet.<path>.lora_A.weight`."""
+    """The adapter under diffusers' names, alpha folded in: `unet.<path>.lora_A.weight`. LoHa and LoKr end and have an alpha as in LyCORIS.
+
+    A DoRA's lengths are there twice: as diffusers and peft read them, and as ComfyUI does.
+    """
+    alpha = _alpha(adapter, dtype)
     tensors: dict[str, Tensor] = {}
     for part in adapter.layouts:
-        for slot, down, up in adapter.weights(part):
-            of_down, of_up = slot.target.shapes(slot.rank)
-            tensors[f"{part}.{slot.target.name}.lora_A.weight"] = down.reshape(of_down).to("cpu", dtype, copy=True)
-            tensors[f"{part}.{slot.target.name}.lora_B.weight"] = (up * slot.scale).reshape(of_up).to("cpu", dtype, copy=True)
+        for slot, values in adapter.values(part):
+            name, plain = f"{part}.{slot.target.name}", slot.method.name == "lora"
+            folded = torch.tensor(float(slot.rank)) if plain else alpha
+            stored = {_PEFT.get(ending, ending): value for ending, value in _stored(adapter, slot, values, folded)}
+            if slot.method.dora and plain:
+                stored["lora_magnitude_vector"] = values[-1].view(1, -1, 1, 1) if slot.target.conv else values[-1][:, 0]
+            tensors |= {f"{name}.{ending}": value.to("cpu", dtype, copy=True) for ending, value in stored.items()}
+            if not plain:
+                tensors[f"{name}.alpha"] = alpha.clone()
     return tensors
+
+
+_PEFT = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
+
+
+def _alpha(adapter: Adapter, dtype: torch.dtype) -> Tensor:
+    """The most usual one, as the file's precision holds it."""
+    slots = [slot for lay in adapter.layouts.values() for slot in lay.slots]
+    counted = [slot for slot in slots if slot.scaled] or slots
+    return torch.tensor(Counter(slot.scale * slot.rank for slot in counted).most_common(1)[0][0], dtype=dtype)
+
+
+def _stored(adapter: Adapter, slot: Slot, values: tuple[Tensor, ...], alpha: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A layer's matrices as they are in a file with this alpha: what the alpha does not say goes into the one that started at zero.
+
+    ComfyUI and Forge divide DoRA's lengths by those of the base's weights alone, so they are told what then gives the trained ones.
+    """
+    rest = slot.scale * slot.rank / float(alpha) if slot.scaled else 1.0
+    for number, (piece, value) in enumerate(zip(slot.pieces, values, strict=True)):
+        shaped = value.reshape(slot.shape_of(piece))
+        if piece.name == "dora_scale":
+            layer = adapter.layer_of(slot)
+            stretch = value[:, 0] * changes.share(slot, values, layer)
+            shaped = (stretch * changes.lengths(changes.dense_weight(layer))).view_as(shaped)
+        yield piece.name, shaped * rest if number == slot.method.last(slot.pieces) and rest != 1.0 else shaped
 
 
 def save_adapter(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Written:
@@ -222,7 +253,7 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
     unet = job.learning_rate if job.unet_lr is None else job.unet_lr
     told = {"weight_decay": job.weight_decay, **job.optimizer_args}
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if job.method.plain else "lycoris.kohya",
         "ss_network_dim": job.rank,
         "ss_network_alpha": job.scale * job.rank,  # what the file says, rsLoRA's among it
         "ss_network_args": _network_args(job),
@@ -273,6 +304,11 @@ def _settings(job: JobSpec, optimizer: str) -> dict[str, object]:
 def _network_args(job: JobSpec) -> str | None:
     """What is special about the adapter, as sd-scripts writes it: JSON of texts, by its names where it has them."""
     told = {
+        "algo": "" if job.method.plain else "locon" if job.adapter == "lora" else job.adapter,
+        "dora_wd": job.dora,
+        "factor": job.lokr_factor if job.adapter == "lokr" else None,
+        "decompose_both": job.lokr_decompose_both,
+        "full_matrix": job.lokr_whole,
         "conv_dim": job.conv_rank,
         "conv_alpha": job.conv_rank and job.scale_at(job.conv_rank, wide=True) * job.conv_rank,
         "rank_dropout": job.rank_dropout,

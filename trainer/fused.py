@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
+from .errors import IntegrityError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ PlaceOf = Callable[[str, str], Place]
 def to_kohya(adapter: Adapter, dtype: torch.dtype, place_of: PlaceOf) -> dict[str, Tensor]:
     """The adapter under kohya's names, fused where the original is."""
     groups: dict[str, list[Member]] = {}
+    if odd := next((slot for lay in adapter.layouts.values() for slot in lay.slots if not slot.method.plain), None):
+        what = "a DoRA" if odd.method.dora else f"a {odd.method.name}"
+        raise IntegrityError("LRY-FILE-ADAPTER", f"{what} of separate layers is none of fused ones.", "Write it under diffusers' names.")
     for part in adapter.layouts:
         for slot, down, up in adapter.weights(part):
             place = place_of(part, slot.target.name)

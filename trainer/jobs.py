@@ -224,7 +224,7 @@ def prepare(job: JobSpec, place: Place) -> Run:
     measure = cached(job, place, model, items.measured(job, held), hashes)
     embedding = prompt_embeddings(job, place, model, wanted)
     model.release_encoders(keep=needed_encoders(job, model))
-    adapter = Adapter.of(slots, job.seed, place.device, up_rate=job.lora_plus_ratio)
+    adapter = Adapter.of(slots, job.seed, place.device, up_rate=job.lora_plus_ratio, base=model.parts)
     if job.start_from:
         warn(job, place, start.fill(adapter, place.root / job.start_from, job.family))
     optimizer, warning = optimizers.create(job, adapter)

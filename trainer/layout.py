@@ -1,4 +1,4 @@
-"""Which layers get an adapter, at which rank, and where its matrices lie in memory.
+"""Where the matrices of an adapter lie in memory, and which layers of a model can have one.
 
 One job's weights of one part are flat vectors that hold every matrix, each starting at a multiple of 256: one vector for all that
 learn at one rate, which is one a part unless the job says otherwise. Knows nothing of passes, families, optimizers or files.
@@ -13,53 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .targets import Slot, Target
+
 ALIGNMENT = 256
 """bitsandbytes quantises optimizer states in blocks of 256 values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A layer that gets an adapter."""
-
-    part: str
-    """`unet` or `text_encoder`."""
-    name: str
-    """Module path inside the part."""
-    fan_in: int
-    fan_out: int
-    conv: bool = False
-    """A convolution over `fan_in` channels, stored with 4-d shape; at kernel 1x1 a linear layer over channels."""
-    idle: bool = False
-    """Nothing of it reaches the answer, and no gradient comes back; it is there because other programs' files have it."""
-    kernel: tuple[int, int] = (1, 1)
-
-    @property
-    def width(self) -> int:
-        """Values in a row of A."""
-        return self.fan_in * self.kernel[0] * self.kernel[1]
-
-    @property
-    def wide(self) -> bool:
-        """Whether it is a convolution that looks at more than one pixel."""
-        return self.kernel != (1, 1)
-
-    def shapes(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of A and of B in a file: of a convolution, A has its kernel and B is 1x1."""
-        if not self.conv:
-            return (rank, self.fan_in), (self.fan_out, rank)
-        return (rank, self.fan_in, *self.kernel), (self.fan_out, rank, 1, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A target with what one job's adapter has there."""
-
-    target: Target
-    rank: int
-    scale: float
-    """What B @ A is multiplied by: alpha / rank, or alpha / sqrt(rank)."""
-    rate: float = 1.0
-    """Its learning rate over its part's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +24,8 @@ class Layout:
     """Where each matrix of a part lies."""
 
     slots: tuple[Slot, ...]
-    groups: tuple[tuple[str, str], ...]
-    """For each slot the vectors of its A and its B."""
+    groups: tuple[tuple[str, ...], ...]
+    """For each slot the vectors of its matrices."""
     sizes: Mapping[str, tuple[int, ...]]
     """Vector -> lengths of matrix, gap, matrix, gap..., in the order of the slots."""
     rates: Mapping[str, float]
@@ -88,29 +45,34 @@ class Layout:
         """Vector -> its length."""
         return {group: sum(sizes) for group, sizes in self.sizes.items()}
 
-    def pieces(self, vectors: Mapping[str, Tensor]) -> Iterator[tuple[Slot, Tensor, Tensor]]:
-        """Each slot with its A [..., r, width] and B [..., out, r], as views; their gradients come back in one concatenation a vector."""
+    def values(self, vectors: Mapping[str, Tensor]) -> Iterator[tuple[Slot, tuple[Tensor, ...]]]:
+        """Each slot with its matrices [..., rows, columns], as views; their gradients come back in one concatenation a vector."""
         cut = {group: iter(torch.split_with_sizes(vectors[group], sizes, dim=-1)[::2]) for group, sizes in self.sizes.items()}
-        for slot, (of_down, of_up) in zip(self.slots, self.groups, strict=True):
-            down, up = next(cut[of_down]), next(cut[of_up])
-            lead = down.shape[:-1]
-            yield slot, down.view(*lead, slot.rank, slot.target.width), up.view(*lead, slot.target.fan_out, slot.rank)
+        for slot, groups in zip(self.slots, self.groups, strict=True):
+            values = [next(cut[group]) for group in groups]
+            shaped = (value.view(*value.shape[:-1], piece.rows, piece.columns) for piece, value in zip(slot.pieces, values, strict=True))
+            yield slot, tuple(shaped)
+
+    def pieces(self, vectors: Mapping[str, Tensor]) -> Iterator[tuple[Slot, Tensor, Tensor]]:
+        """Of plain LoRA: each slot with its A [..., r, width] and B [..., out, r]."""
+        return ((slot, down, up) for slot, (down, up) in self.values(vectors))
 
 
 def layout(part: str, slots: Sequence[Slot], up_rate: float = 1.0) -> Layout:
-    """Lay out slots in the order of their names. `up_rate`: the learning rate of B over that of A (LoRA+)."""
+    """Lay out slots in the order of their names. `up_rate`: the learning rate of what starts at zero, LoRA's B, over the rest's (LoRA+)."""
     ordered = tuple(sorted(slots, key=lambda slot: slot.target.name))
     sizes: dict[str, list[int]] = {}
     rates: dict[str, float] = {}
-    groups: list[tuple[str, str]] = []
+    groups: list[tuple[str, ...]] = []
     for slot in ordered:
-        pair = []
-        for length, rate in ((slot.rank * slot.target.width, slot.rate), (slot.rank * slot.target.fan_out, slot.rate * up_rate)):
+        found = []
+        for number, piece in enumerate(slot.pieces):
+            rate = slot.rate * up_rate if number == slot.method.last(slot.pieces) else slot.rate
             group = part if rate == 1.0 else f"{part}*{rate:g}"
             rates[group] = rate
-            sizes.setdefault(group, []).extend((length, -length % ALIGNMENT))
-            pair.append(group)
-        groups.append((pair[0], pair[1]))
+            sizes.setdefault(group, []).extend((piece.count, -piece.count % ALIGNMENT))
+            found.append(group)
+        groups.append(tuple(found))
     address = hashlib.sha256("/".join(slot.target.name for slot in ordered).encode()).hexdigest()[:16]
     return Layout(ordered, tuple(groups), {group: tuple(lengths) for group, lengths in sizes.items()}, rates, address)
 

@@ -406,7 +406,8 @@ def _without_gradient(lane: Lane) -> TrainingError | None:
         return None
     lane.checked = True
     for part in lane.adapter.layouts:
-        heard = [(t.name, bool(up.any()) or bool(down.any())) for t, down, up in lane.adapter.gradients(part) if not t.idle]
+        pairs = [(slot.target, values) for slot, values in lane.adapter.values(part, gradient=True)]
+        heard = [(target.name, any(bool(value.any()) for value in values)) for target, values in pairs if not target.idle]
         silent = [name for name, moved in heard if not moved]
         if len(silent) == len(heard):
             return TrainingError(

@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from . import blocks
+from .methods import Method, MethodName
 from .optimizer_names import OPTIMIZERS, is_dotted, step_rules, trouble
 
 PROTOCOL_VERSION = 1
@@ -177,6 +178,23 @@ class TrainingOptions(Message):
     )
     caption_dropout: float = Field(0.0, ge=0, le=1, description="Share of samples trained with an empty caption.")
     caption_dropout_every_epochs: int | None = Field(None, ge=1, description="Every so many epochs all captions are empty, as in kohya.")
+    adapter: MethodName = Field(
+        "lora",
+        description="How each layer's change is written: `lora`, which every program reads; `loha` or `lokr`, which ComfyUI, Forge and "
+        "A1111 read: LoHa reaches higher ranks with as many values, LoKr is far smaller.",
+    )
+    dora: bool = Field(
+        False,
+        description="Train the length of every output as well (DoRA): learns more at small ranks, takes longer. ComfyUI and Forge draw "
+        "with its files as it was trained; A1111 and diffusers do not.",
+    )
+    lokr_factor: int = Field(
+        -1, ge=-1, le=1024, description="Into how many parts LoKr divides a layer's sides; fewer make a larger file. -1: near the root."
+    )
+    lokr_decompose_both: bool = Field(False, description="LoKr's small matrix may be a product of two thin ones, as its large one is.")
+    lokr_whole: bool = Field(
+        False, description="LoKr's large matrix is whole, whatever the rank (LyCORIS: full_matrix); alpha and rank then mean nothing."
+    )
     rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank matrices (kohya: network_dim).")
     alpha: float | None = Field(None, gt=0, description="Scale: the adapter is multiplied by alpha / rank. The rank when not given.")
     rslora: bool = Field(False, description="Multiply by alpha / sqrt(rank) instead: large ranks then learn as fast as small ones.")
@@ -350,6 +368,18 @@ class TrainingOptions(Message):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingOptions:
         if self.steps is not None and self.epochs is not None:
+    @model_validator(mode="after")
+    def _the_method_has_what_is_asked_of_it(self) -> TrainingOptions:
+        if self.adapter != "lora" and (self.dropout or self.rank_dropout):
+            raise ValueError(f"dropout and rank_dropout lie between LoRA's two matrices; {self.adapter} has module_dropout alone")
+        only = {"lokr_factor": -1, "lokr_decompose_both": False, "lokr_whole": False}
+        given = [key for key, usual in only.items() if getattr(self, key) != usual]
+        if given and self.adapter != "lokr":
+            raise ValueError(f'{given[0]} is of adapter = "lokr"; take it out, or set adapter')
+        if self.lokr_factor == 0:
+            raise ValueError("lokr_factor is -1 or at least 1: nothing can be divided into 0 parts")
+        return self
+
             raise ValueError("give `steps` or `epochs`, not both")
         return self
 
@@ -395,6 +425,13 @@ class JobSpec(TrainingOptions):
     base_revision: str | None = None
     start_from: str | None = None
     """A LoRA file whose weights the adapter begins with."""
+    @property
+    def method(self) -> Method:
+        """What the adapter is made of."""
+        return Method(
+            name=self.adapter, dora=self.dora, factor=self.lokr_factor, both=self.lokr_decompose_both, whole=self.lokr_whole
+        )
+
     merge_lora: str | None = None
     """A LoRA file that is added to the base before anything else."""
     dataset: str

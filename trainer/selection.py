@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from . import blocks
 from .errors import SpecError
-from .layout import Slot, Target
 from .protocol import TrainingOptions
+from .targets import Slot, Target
 
 Number = TypeVar("Number", int, float)
 
@@ -32,7 +32,8 @@ def slots_of(
         rank = _rank(options, target, path, key)
         rate = _last(options.layer_lr, path, _of_block("block_lr", options.block_lr, key, 1.0))
         if rank and rate and not _fits(options.exclude_layers, path):
-            found.append(Slot(target, rank, options.scale_at(rank, wide=target.wide), rate))
+            scaled = options.method.scaled(target.fan_in, target.fan_out, rank)
+            found.append(Slot(target, rank, options.scale_at(rank, wide=target.wide) if scaled else 1.0, rate, options.method))
     return found
 
 
