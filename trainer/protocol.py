@@ -348,6 +348,18 @@ class TrainingOptions(Message):
         return self
 
     @model_validator(mode="after")
+    def _the_method_has_what_is_asked_of_it(self) -> TrainingOptions:
+        if self.adapter != "lora" and (self.dropout or self.rank_dropout):
+            raise ValueError(f"dropout and rank_dropout lie between LoRA's two matrices; {self.adapter} has module_dropout alone")
+        only = {"lokr_factor": -1, "lokr_decompose_both": False, "lokr_whole": False}
+        given = [key for key, usual in only.items() if getattr(self, key) != usual]
+        if given and self.adapter != "lokr":
+            raise ValueError(f'{given[0]} is of adapter = "lokr"; take it out, or set adapter')
+        if self.lokr_factor == 0:
+            raise ValueError("lokr_factor is -1 or at least 1: nothing can be divided into 0 parts")
+        return self
+
+    @model_validator(mode="after")
     def _rates_can_be_told(self) -> TrainingOptions:
         if self.lr_warmup_steps >= 1 and self.lr_warmup_steps != int(self.lr_warmup_steps):
             raise ValueError(f"lr_warmup_steps is a whole number of steps, or below 1 a share of them, not {self.lr_warmup_steps}")
@@ -368,18 +380,6 @@ class TrainingOptions(Message):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainingOptions:
         if self.steps is not None and self.epochs is not None:
-    @model_validator(mode="after")
-    def _the_method_has_what_is_asked_of_it(self) -> TrainingOptions:
-        if self.adapter != "lora" and (self.dropout or self.rank_dropout):
-            raise ValueError(f"dropout and rank_dropout lie between LoRA's two matrices; {self.adapter} has module_dropout alone")
-        only = {"lokr_factor": -1, "lokr_decompose_both": False, "lokr_whole": False}
-        given = [key for key, usual in only.items() if getattr(self, key) != usual]
-        if given and self.adapter != "lokr":
-            raise ValueError(f'{given[0]} is of adapter = "lokr"; take it out, or set adapter')
-        if self.lokr_factor == 0:
-            raise ValueError("lokr_factor is -1 or at least 1: nothing can be divided into 0 parts")
-        return self
-
             raise ValueError("give `steps` or `epochs`, not both")
         return self
 
