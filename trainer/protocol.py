@@ -405,6 +405,11 @@ class TrainingOptions(Message):
         return self
 
     @property
+    def method(self) -> Method:
+        """What the adapter is made of."""
+        return Method(name=self.adapter, dora=self.dora, factor=self.lokr_factor, both=self.lokr_decompose_both, whole=self.lokr_whole)
+
+    @property
     def scale(self) -> float:
         """What the adapter's product is multiplied by at the job's rank."""
         return self.scale_at(self.rank)
@@ -425,13 +430,6 @@ class JobSpec(TrainingOptions):
     base_revision: str | None = None
     start_from: str | None = None
     """A LoRA file whose weights the adapter begins with."""
-    @property
-    def method(self) -> Method:
-        """What the adapter is made of."""
-        return Method(
-            name=self.adapter, dora=self.dora, factor=self.lokr_factor, both=self.lokr_decompose_both, whole=self.lokr_whole
-        )
-
     merge_lora: str | None = None
     """A LoRA file that is added to the base before anything else."""
     dataset: str
