@@ -1,25 +1,32 @@
 """From the work and the offers on the market to what will happen, and what it will cost.
 
-PURE. The estimate here is a simple one and says so wherever it is shown: FLOPs of the family scaled by
-pixels, the share of a card's peak that good trainers reach, a host that needs its time to feed the card,
-and round figures for booting and setting up. Sources of the constants stand beside them.
+PURE. What a run takes on one offer is `pricing/estimate.py`; here stands which offers fit, in which order they are tried, and whether the
+cap covers them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite
+from typing import Literal
 
 from providers.base import Offer, Prices, Requirements
 
-from .budget import GIB, WAY_OUT_S, rounded_up, time_usd, traffic_usd
+from .budget import GIB, WAY_OUT_S, rounded_up, time_usd
 from .errors import NoOffer, OverBudget
-from .pricing.families import cost_of
-from .pricing.gpus import gpu
-from .pricing.risk import Waste, waste
+from .pricing.estimate import Estimate, Estimator, Taught, estimate, untaught
+from .pricing.phases import BEFORE_TRAINING
+from .pricing.quantiles import Range, certain
+from .pricing.risk import Waste
+from .pricing.work import Load, Work, step_seconds, vram_bytes
+
+__all__ = [
+    "BEFORE_TRAINING", "GIB", "MIB", "Candidate", "Estimate", "Load", "Plan", "Prefer", "Range", "Work", "candidate", "certain", "disk_gib",
+    "estimate", "is_own", "make_plan", "makes_sense", "step_seconds", "vram_bytes", "why_not", "worst_usd",
+]  # fmt: skip
 
 FAILED_US = "failed us lately"
 MIB = 1024**2
@@ -28,95 +35,9 @@ MOST = 1e6
 DEAREST_USD = Decimal(10_000)
 """Per hour or GiB. An offer beyond it is a mistake or a trap; 0 is a machine of one's own."""
 
-PEAK_SHARE = 0.20
-"""Share of the card's peak that convolution-heavy training reaches; MLPerf-grade SD2 training gets 0.27."""
-CONTEXT_GIB = 0.9
-"""VRAM that CUDA takes, and slack."""
-
-
-BEFORE_TRAINING = ("boot", "upload", "set-up", "base model", "caching")
-"""Phases of an estimate that a machine is paid for before its first step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One job as the estimate sees it."""
-
-    name: str
-    family: str = "sd15"
-    steps: int
-    images: int
-    batch_size: int
-    gradient_accumulation: int
-    resolution: int
-    rank: int
-    gradient_checkpointing: bool
-    trains_text: bool = False
-    saves: int
-    samples: int
-    dataset_bytes: int
-
-    @property
-    def samples_trained(self) -> int:
-        """Pictures that go through the model."""
-        return self.steps * self.batch_size * self.gradient_accumulation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """The whole queue and what has to be there for it."""
-
-    jobs: tuple[Work, ...]
-    upload_bytes: int
-    """Datasets, trainer and bases that lie on this computer."""
-    hub_bytes: float
-    """Bases that the machine fetches by itself."""
-    base_scale: float
-    """Size of the base against its family's real one: 1 for that, less for a toy."""
-    download_bytes: int
-    """Adapters, checkpoints and samples that come home."""
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """P10, P50 and P90 of one quantity."""
-
-    p10: float
-    p50: float
-    p90: float
-
-    def __add__(self, other: Range) -> Range:
-        """Phases one after the other. Adding P90s overstates the whole a little: the careful side."""
-        return Range(self.p10 + other.p10, self.p50 + other.p50, self.p90 + other.p90)
-
-    def spread(self, low: float, high: float) -> Range:
-        """The same middle with wider ends."""
-        return Range(self.p50 * low, self.p50, self.p50 * high)
-
-
-def certain(value: float) -> Range:
-    """A range that is one value."""
-    return Range(value, value, value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What the run would take on one offer."""
-
-    phases: Mapping[str, Range]
-    """Seconds by phase, in order."""
-    usd: Mapping[str, Decimal]
-    """P10, P50 and P90 of the whole bill: every meter, every phase, the way out."""
-    vram_bytes: int
-    """Predicted peak."""
-
-    @property
-    def seconds(self) -> Range:
-        """The whole run."""
-        total = certain(0)
-        for phase in self.phases.values():
-            total += phase
-        return total
+Prefer = Literal["cheap", "fast", "safe"]
+"""What is to be least: the expected bill, the expected time, or the chance that something goes wrong."""
+Rank = tuple[Decimal | float, Decimal | float, float, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,18 +46,44 @@ class Candidate:
 
     offer: Offer
     estimate: Estimate
-    waste: Waste
+
+    @property
+    def waste(self) -> Waste:
+        """What this machine is expected to waste."""
+        return self.estimate.waste
 
     @property
     def expected_usd(self) -> Decimal:
-        """The whole run's P50, and what this machine is expected to waste: what offers are ranked by."""
-        return self.estimate.usd["p50"] + self.waste.usd
+        """The whole run on the average, with what this machine is expected to waste."""
+        return self.estimate.expected_usd
 
     @property
-    def rank(self) -> tuple[Decimal, float, float, str, str]:
+    def trouble(self) -> float:
+        """How often a boot or the machine itself is expected to fail, in hundredths: finer nobody knows it."""
+        return round(self.waste.boots + self.waste.losses, 2)
+
+    @property
+    def rank(self) -> Rank:
         """Cheapest first; of two that cost the same the quicker, then the steadier. No two offers are equal, so the order is one."""
-        seconds = self.estimate.seconds.p50 + self.waste.seconds
-        return self.expected_usd, seconds, -self.offer.reliability, self.offer.provider, self.offer.id
+        return self.expected_usd, self.estimate.mean_s, -self.offer.reliability, self.offer.provider, self.offer.id
+
+    @property
+    def rank_by_time(self) -> Rank:
+        """Quickest first, in whole minutes; of two that take the same the cheaper."""
+        minutes = float(round(self.estimate.mean_s / 60))
+        return minutes, self.expected_usd, -self.offer.reliability, self.offer.provider, self.offer.id
+
+    @property
+    def rank_by_trouble(self) -> Rank:
+        """The one that fails most seldom first; of two that are as steady the cheaper."""
+        return self.trouble, self.expected_usd, self.estimate.mean_s, self.offer.provider, self.offer.id
+
+
+RANKS: Mapping[Prefer, Callable[[Candidate], Rank]] = {
+    "cheap": lambda one: one.rank,
+    "fast": lambda one: one.rank_by_time,
+    "safe": lambda one: one.rank_by_trouble,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +100,7 @@ class Plan:
     """Reason -> number of offers that were left out for it."""
     avoided: tuple[Offer, ...] = ()
     """Those that would fit, and whose machine has failed us lately."""
+    prefer: Prefer = "cheap"
 
     @property
     def best(self) -> Candidate:
@@ -166,66 +114,13 @@ def disk_gib(load: Load, wanted: int | None) -> int:
     return max(wanted or 0, int(need) + 1)
 
 
-def vram_bytes(load: Load) -> int:
-    """Predicted peak of the largest job, in bytes."""
-    return int(max(_vram_gib(work) * max(load.base_scale, 0.02) for work in load.jobs) * GIB)
+def candidate(load: Load, offer: Offer, disk: int, taught: Taught = untaught) -> Candidate:
+    """An offer with what the run would cost on it, the load as it stands."""
+    return Candidate(offer=offer, estimate=estimate(load, offer, disk, taught))
 
 
-def _vram_gib(work: Work) -> float:
-    cost = cost_of(work.family)
-    pixels = (work.resolution / cost.side) ** 2
-    saved = cost.checkpointed_gib if work.gradient_checkpointing else cost.activations_gib
-    adapter = work.rank * cost.adapter_params_per_rank * 16 / GIB  # weights, gradients and two states, all fp32
-    encoders = cost.encoders_gib if work.trains_text else 0.0
-    training = cost.weights_gib + encoders + CONTEXT_GIB + saved * pixels * work.batch_size + adapter
-    return max(training, cost.reading_gib + CONTEXT_GIB)
-
-
-def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
-    """Seconds of one optimizer step: the card's or the host's, whichever is slower."""
-    cost = cost_of(work.family)
-    tflop = cost.tflop_per_sample * (work.resolution / cost.side) ** 2 * work.batch_size * base_scale
-    if work.gradient_checkpointing:
-        tflop *= cost.checkpointing_factor
-    on_card = tflop / (PEAK_SHARE * gpu(gpu_name).peak_tflops)
-    return max(on_card, cost.host_s_per_step) * work.gradient_accumulation
-
-
-def estimate(load: Load, offer: Offer, disk: int) -> Estimate:
-    """The simple estimate of the run on `offer`."""
-    down = max(offer.down_mbit_s, 50.0) * 1e6 / 8  # bytes a second; an unstated line counts as a slow one
-    up = max(offer.up_mbit_s, 50.0) * 1e6 / 8
-    home = 20e6 / 8  # what a household line sends, 20 Mbit/s
-    steps = sum(work.steps * step_seconds(work, offer.gpu_name, load.base_scale) for work in load.jobs)
-    samples = sum(work.samples for work in load.jobs) * 4.0
-    caching = sum(work.images for work in load.jobs) * 0.15
-    saves = sum(work.saves for work in load.jobs) * 1.0
-    phases = {
-        "boot": Range(30, 120, 600),
-        "upload": certain(load.upload_bytes / min(down, home) + 5).spread(0.5, 3),
-        "set-up": Range(20, 90, 300),
-        "base model": certain(load.hub_bytes / (down * 0.5)).spread(0.6, 3),
-        "caching": certain(caching + 10).spread(0.5, 3),
-        "training": certain(steps).spread(0.5, 1.8),
-        "samples and saves": certain(samples + saves).spread(0.5, 2.5),
-        "pull": certain(load.download_bytes / min(up, 50e6 / 8) + 5).spread(0.5, 3),
-        "destroy": Range(5, 15, 60),
-    }
-    whole = certain(0)
-    for phase in phases.values():
-        whole += phase
-    moved = traffic_usd(offer.prices, int(load.upload_bytes + load.hub_bytes), load.download_bytes)
-    usd = {
-        name: time_usd(offer.prices, disk, seconds) + moved
-        for name, seconds in (("p10", whole.p10), ("p50", whole.p50), ("p90", whole.p90))
-    }
-    return Estimate(phases=phases, usd=usd, vram_bytes=vram_bytes(load))
-
-
-def candidate(load: Load, offer: Offer, disk: int) -> Candidate:
-    """An offer with what the run would cost on it."""
-    made = estimate(load, offer, disk)
-    return Candidate(offer=offer, estimate=made, waste=waste(load, offer, disk, made.phases))
+TOO_SMALL = "too little VRAM"
+LOOSEN = "loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions"
 
 
 def is_own(offer: Offer) -> bool:
@@ -233,11 +128,11 @@ def is_own(offer: Offer) -> bool:
     return offer.prices.gpu_usd_per_hour == 0
 
 
-def why_not(offer: Offer, wanted: Requirements, vram: int) -> str:
-    """The reason to leave `offer` out; empty when it fits. Clouds do not always apply the filters they were given."""
+def why_not(offer: Offer, wanted: Requirements) -> str:
+    """The reason to leave `offer` out, whatever is to be trained; empty for none. Clouds may ignore the filters they were given."""
     checks = {
         "numbers that make no sense": not makes_sense(offer),
-        "too little VRAM": offer.vram_gib * GIB < max(vram, wanted.min_vram_gib * GIB),
+        TOO_SMALL: offer.vram_gib < wanted.min_vram_gib,
         "another GPU": bool(wanted.gpus) and offer.gpu_name not in wanted.gpus,
         "too little disk": offer.disk_gib < wanted.disk_gib,
         "dearer than max_usd_per_hour": wanted.max_usd_per_hour is not None
@@ -272,33 +167,35 @@ def make_plan(
     cap_usd: Decimal,
     avoid: Collection[tuple[str, str]] = (),
     spent_usd: Decimal = Decimal(0),
+    prefer: Prefer = "cheap",
+    taught: Taught = untaught,
 ) -> Plan:
-    """Rank the offers that fit by what the whole run is expected to cost on them.
+    """Rank the offers that fit by what the whole run is expected to cost on them, or as `prefer` says.
 
     `avoid`: machines that failed us, by provider and machine id. `spent_usd`: what earlier machines of the run have cost; the cap
     covers it too.
 
     Raises `NoOffer` when none fits and `OverBudget` when none can be paid.
     """
-    vram = vram_bytes(load)
     left_out: Counter[str] = Counter()
     fitting: list[Candidate] = []
     avoided: list[Offer] = []
+    estimator = Estimator(load, taught)
     for offer in offers:
-        if reason := why_not(offer, wanted, vram):
+        if reason := why_not(offer, wanted):
             left_out[reason] += 1
+        elif (made := estimator.on(offer, wanted.disk_gib)) is None:
+            left_out[TOO_SMALL] += 1
         elif (offer.provider, offer.machine_id) in avoid:
             left_out[FAILED_US] += 1
             avoided.append(offer)
         else:
-            fitting.append(candidate(load, offer, wanted.disk_gib))
+            fitting.append(Candidate(offer=offer, estimate=made))
     seen = len(fitting) + left_out.total()
     if not fitting:
-        again = "; lorry offers --forget all tries those again that failed" if left_out[FAILED_US] else ""
-        loosen = "loosen [machine] in the file: gpus, max_usd_per_hour, min_reliability, regions"
-        raise NoOffer(_nothing_fits(seen, left_out), hint=loosen + again)
-    fitting.sort(key=lambda c: c.rank)
-    payable = [c for c in fitting if spent_usd + worst_usd(c, wanted.disk_gib) <= cap_usd]
+        raise _nothing_fits(seen, left_out, vram_bytes(load))
+    fitting.sort(key=RANKS[prefer])
+    payable = [one for one in fitting if _is_paid(one, wanted.disk_gib, cap_usd - spent_usd)]
     if not payable:
         raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd)
     return Plan(
@@ -309,6 +206,7 @@ def make_plan(
         seen=seen,
         left_out=left_out,
         avoided=tuple(avoided),
+        prefer=prefer,
     )
 
 
@@ -317,11 +215,21 @@ def worst_usd(candidate: Candidate, disk: int) -> Decimal:
     return candidate.estimate.usd["p90"] + time_usd(candidate.offer.prices, disk, WAY_OUT_S)
 
 
-def _nothing_fits(seen: int, left_out: Counter[str]) -> str:
+def _is_paid(candidate: Candidate, disk: int, left_usd: Decimal) -> bool:
+    """Whether the cap covers the run; with plenty left nobody needs to know the P90."""
+    surely = candidate.estimate.most_usd + time_usd(candidate.offer.prices, disk, WAY_OUT_S)
+    return surely <= left_usd or worst_usd(candidate, disk) <= left_usd
+
+
+def _nothing_fits(seen: int, left_out: Counter[str], vram: int) -> NoOffer:
+    again = "; lorry offers --forget all tries those again that failed" if left_out[FAILED_US] else ""
     if not seen:
-        return "no machine is for rent now"
+        return NoOffer("no machine is for rent now", hint=f"{LOOSEN}{again}")
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-    return f"none of {seen} offers fits: {reasons}"
+    if left_out[TOO_SMALL] == seen:
+        needs = f"the jobs need about {vram / GIB:.1f} GiB of VRAM as they are written"
+        return NoOffer(f"none of {seen} offers fits: {reasons}; {needs}", hint="lorry plan --what-if resolution=512 shows what helps")
+    return NoOffer(f"none of {seen} offers fits: {reasons}", hint=f"{LOOSEN}{again}")
 
 
 def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_usd: Decimal) -> OverBudget:

@@ -20,10 +20,10 @@ from .lease import WrongAccount
 from .ledger import Ledger
 from .machines.guarding import guarded
 from .machines.onward import leave_behind, onward, stand_by
-from .market import plan_document
 from .order import Order, read_order, write_order
 from .plan import Plan
 from .rent import end, rented
+from .report.plan_document import plan_document
 from .report.receipt import progress_of
 from .trip import Tools, Trip
 from .watch import pull, start, watch

@@ -23,9 +23,9 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
       lorry plan --json | jq '.candidates[0].usd.p90'
     """
     from orchestrator import console
-    from orchestrator.market import plan_document
     from orchestrator.prepare import prepare
     from orchestrator.report.plan import show_plan
+    from orchestrator.report.plan_document import plan_document
     from orchestrator.tools import make_tools
 
     tools = make_tools(as_json=json)

@@ -65,7 +65,7 @@ def listing(
         raise trouble
     for name in quiet:
         told.pop(name, None)
-    reasons = {id(offer): why_not(offer, wanted, 0) for offer in found}
+    reasons = {id(offer): why_not(offer, wanted) for offer in found}
     fitting = [offer for offer in found if not reasons[id(offer)]]
     fitting.sort(key=lambda offer: (offer.prices.usd_per_hour(wanted.disk_gib), offer.gpu_name, offer.id))
     return Listing(

@@ -1,6 +1,6 @@
 """What a machine is expected to waste: boots that fail, and work that is done twice because the machine went away. PURE.
 
-    expected cost = P50 of the whole run
+    expected cost = the whole run on the average
                   + P(boot fails) x a boot's P90, paid for
                   + losses expected x (half of what lies between two checkpoints + beginning again)
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from orchestrator.budget import time_usd, traffic_usd
 from orchestrator.machines.recovery import LIFE_S
 from providers.base import Offer
 
-if TYPE_CHECKING:
-    from orchestrator.plan import Load, Range
+from .phases import BEFORE_TRAINING
+from .quantiles import Range
+from .work import Load
 
 AWAY_H = 2.0
 """ASSUMED: how long a host is away when it is. No marketplace publishes it."""
@@ -30,8 +30,6 @@ RELIABLE_MOST, RELIABLE_LEAST = 0.998, 0.5
 """No record is long enough to say more than the first; below the second an offer is bad enough."""
 BOOT_FAILS = 0.03
 """ASSUMED: boots that fail on any host, for an image that does not come or a port that does not open."""
-AGAIN = ("boot", "upload", "set-up", "base model", "caching")
-"""Phases that a second machine goes through again."""
 INTERRUPTIONS_PER_HOUR = 3600.0 / LIFE_S
 """Of machines that may be taken away; `recovery.py` says how well that is known."""
 
@@ -40,12 +38,26 @@ INTERRUPTIONS_PER_HOUR = 3600.0 / LIFE_S
 class Waste:
     """What is expected to be paid for nothing."""
 
-    boots_usd: Decimal
-    losses_usd: Decimal
+    boots: float
+    """How many boots are expected to fail."""
+    boot_usd: Decimal
+    """What one of them costs."""
     losses: float
     """How often the machine is expected to go away under the run."""
+    again_usd: Decimal
+    """What it costs each time."""
     seconds: float
     """The time of both."""
+
+    @property
+    def boots_usd(self) -> Decimal:
+        """Boots that fail, on the average."""
+        return Decimal(str(self.boots)) * self.boot_usd
+
+    @property
+    def losses_usd(self) -> Decimal:
+        """Work that is done twice, on the average."""
+        return Decimal(str(self.losses)) * self.again_usd
 
     @property
     def usd(self) -> Decimal:
@@ -63,15 +75,16 @@ def losses_per_hour(offer: Offer) -> float:
 def waste(load: Load, offer: Offer, disk: int, phases: Mapping[str, Range]) -> Waste:
     """What the run is expected to waste on a machine of this offer."""
     reliability = min(max(offer.reliability, RELIABLE_LEAST), RELIABLE_MOST)
-    boot_s = (BOOT_FAILS + 1 - reliability) * phases["boot"].p90
+    boots, boot_s = BOOT_FAILS + 1 - reliability, phases["boot"].p90
     hours = sum(phase.p50 for phase in phases.values()) / 3600
     losses = losses_per_hour(offer) * hours
     saves = max(1, sum(work.saves for work in load.jobs))
-    again_s = phases["training"].p50 / saves / 2 + sum(phases[name].p50 for name in AGAIN)
+    again_s = phases["steps"].p50 / saves / 2 + sum(phases[name].p50 for name in BEFORE_TRAINING)
     moved_usd = traffic_usd(offer.prices, int(load.upload_bytes + load.hub_bytes), 0)
     return Waste(
-        boots_usd=time_usd(offer.prices, disk, boot_s),
-        losses_usd=Decimal(str(losses)) * (time_usd(offer.prices, disk, again_s) + moved_usd),
+        boots=boots,
+        boot_usd=time_usd(offer.prices, disk, boot_s),
         losses=losses,
-        seconds=boot_s + losses * again_s,
+        again_usd=time_usd(offer.prices, disk, again_s) + moved_usd,
+        seconds=boots * boot_s + losses * again_s,
     )

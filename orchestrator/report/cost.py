@@ -21,17 +21,23 @@ from orchestrator.view import duration
 
 from .receipt import PHASES, book_and_entries
 
-IN_BETWEEN, OTHERS, TRAFFIC = "in between", "other machines", "traffic"
+IN_BETWEEN, OTHERS, TRAFFIC, DELAYS = "in between", "other machines", "traffic", "delays"
 PHASE_OF = {
     "boot": "boot",
-    "training": "training",
     "base model": "training",
     "caching": "training",
+    "compile": "training",
+    "steps": "training",
+    "samples": "training",
+    "saves": "training",
+    "training": "training",  # as older plans have it, like the next
     "samples and saves": "training",
     "pull": "pull",
     "destroy": "destroy",
 }
-"""The estimate's phases -> ours, which are those that the book can tell apart. All others are upload and set-up."""
+"""The estimate's phases -> ours, which are those that the book can tell apart. All others are upload and set-up.
+
+`DELAYS` is what the middle of a whole run is above the sum of its phases' middles: something or other always takes long, or fails."""
 SETTLED = timedelta(hours=24)
 """Clouds write what they charged by the hour or the day; younger records may be a part of the sum."""
 ALIKE = Decimal("0.02")
@@ -163,6 +169,8 @@ def lines(plan: Mapping[str, Any], spent: Sequence[Spent]) -> list[Line]:
         found.append(Line(name=OTHERS, took_s=sum(one.whole_s for one in others), metered_usd=sum((o.usd for o in others), Decimal(0))))
     moved = sum((one.traffic_usd for one in trained), Decimal(0)) if trained else None
     found.append(Line(name=TRAFFIC, estimated_usd=_traffic_usd(plan), metered_usd=moved))
+    if delays := _delays_usd(plan):
+        found.append(Line(name=DELAYS, estimated_usd=delays))
     return found
 
 
@@ -191,6 +199,8 @@ def differences(plan: Mapping[str, Any], spent: Sequence[Spent]) -> list[Differe
     parts.append(_dearer(hour, trained))
     moved = sum((one.traffic_usd for one in trained), Decimal(0))
     parts.append(Difference(usd=moved - _traffic_usd(plan), why=_moved(trained)))
+    if delays := _delays_usd(plan):
+        parts.append(Difference(usd=-delays, why="so much was estimated for what takes long here or there, or fails"))
     return _told(parts, sum((one.usd for one in spent), Decimal(0)))
 
 
@@ -257,7 +267,17 @@ def _at(hour: Decimal, seconds: float) -> Decimal:
 
 
 def _traffic_usd(plan: Mapping[str, Any]) -> Decimal:
-    """What of the estimate is no time."""
+    """What of the estimate is no time; older plans do not say it by itself."""
+    if "traffic_usd" in plan:
+        return Decimal(str(plan["traffic_usd"]))
+    return _beside_the_phases_usd(plan)
+
+
+def _delays_usd(plan: Mapping[str, Any]) -> Decimal:
+    return _beside_the_phases_usd(plan) - _traffic_usd(plan)
+
+
+def _beside_the_phases_usd(plan: Mapping[str, Any]) -> Decimal:
     seconds = sum(middle for _, middle, _ in _estimated(plan).values())
     return Decimal(str(plan.get("usd", {}).get("p50", 0))) - _at(_hour(plan), seconds)
 

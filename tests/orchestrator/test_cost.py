@@ -16,9 +16,9 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
-from orchestrator.market import plan_document
 from orchestrator.plan import make_plan
 from orchestrator.report.cost import IN_BETWEEN, OTHERS, TRAFFIC, cost, in_words
+from orchestrator.report.plan_document import plan_document
 from orchestrator.report.receipt import receipt
 from providers.base import Instance
 
@@ -101,7 +101,7 @@ def test_every_reason_has_words(story: Story):
     document = story.document({1: Decimal("0.0001"), 2: None})
     said = whys(document)
     assert "RTX 4090 at fake (i-0) did not get to train: it is slow" in said
-    assert "boot took 15m00s, 2m00s was estimated" in said
+    assert "boot took 15m00s, 1m40s was estimated" in said
     assert "training took 2h00m" in said
     assert "$0.408 was estimated, its price moved meanwhile" in said
     assert "3.00 GiB went to the machine and 1.00 GiB came from it" in said

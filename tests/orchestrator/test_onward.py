@@ -240,7 +240,7 @@ def test_the_next_machine_is_another_for_what_is_left_and_within_the_same_cap(wo
     world.lose("o1", step=90)
     candidates = onward(world.trip, plan)
     assert [c.offer.id for c in candidates] == ["o2", "o3", "o4", "o5"]
-    assert candidates[0].estimate.phases["training"].p50 == pytest.approx(plan.best.estimate.phases["training"].p50 / 10)
+    assert candidates[0].estimate.phases["steps"].p50 == pytest.approx(plan.best.estimate.phases["steps"].p50 / 10)
     (line,) = [line for line in world.view.said if line.startswith("going on")]
     assert line.startswith("going on from step 90 of 100 on another machine: $0.0")
     assert " of $5.00 is spent, what is left is estimated at $" in line

@@ -15,10 +15,10 @@ from orchestrator.home import RunFolder
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
-from orchestrator.market import plan_document
 from orchestrator.plan import make_plan
 from orchestrator.report.log import told
 from orchestrator.report.page import write_page
+from orchestrator.report.plan_document import plan_document
 from orchestrator.report.receipt import in_words, phases, receipt
 from providers.errors import NoCapacity
 from trainer.protocol import Ended, Evaluated, Started, Step, Warned, dump_event

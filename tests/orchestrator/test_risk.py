@@ -120,9 +120,9 @@ def test_the_waste_is_what_the_formula_says():
     per_s = float(one.prices.usd_per_hour(40)) / 3600
     boots = (BOOT_FAILS + 0.05) * phases["boot"][1] * per_s
     losses = (0.05 / 0.95 / AWAY_H + INTERRUPTIONS_PER_HOUR) * sum(p50 for p50, _ in phases.values()) / 3600
-    again = sum(phases[name][0] for name in ("boot", "upload", "set-up", "base model", "caching"))
+    again = sum(phases[name][0] for name in ("boot", "upload", "set-up", "base model", "caching", "compile"))
     sent = float(one.prices.upload_usd_per_gib) * (LOAD.upload_bytes + LOAD.hub_bytes) / 2**30
-    expected = boots + losses * ((phases["training"][0] / 4 / 2 + again) * per_s + sent)
+    expected = boots + losses * ((phases["steps"][0] / 4 / 2 + again) * per_s + sent)
     assert float(of(one).waste.usd) == pytest.approx(expected, rel=1e-6)
     assert of(one).waste.losses == pytest.approx(losses)
 
