@@ -17,6 +17,7 @@ MANIFEST = "setup/manifest.sha256"
 SETUP = "setup/setup.sh"
 BOOTSTRAP = "setup/bootstrap.sh"
 REQUIREMENTS = "setup/requirements.txt"
+HUB = "setup/hub.py"
 
 
 def root(run: str) -> str:
@@ -79,6 +80,11 @@ def set_up(base: str) -> Argv:
     return ["sh", f"{base}/{SETUP}", base]
 
 
+def fetch_bases(base: str, python: str) -> Argv:
+    """Fetch what is ordered on stdin from the hub, or ask how far that is: prints `wanted` besides what `set_up` prints."""
+    return [python, f"{base}/{HUB}", base]
+
+
 def environment(base: str) -> str:
     """The interpreter that the set-up makes where the image has none with every package."""
     return f"{base}/env/python"
@@ -89,10 +95,11 @@ def write(path: str) -> Argv:
     return ["sh", "-c", 'cat > "$1.part" && mv "$1.part" "$1"', "write", path]
 
 
-def start(base: str, python: str) -> Argv:
-    """Start the detached supervisor, or find it running; the same command either way."""
+def start(base: str, python: str, *, offline: bool = False) -> Argv:
+    """Start the detached supervisor, or find it running; the same command either way. `offline`: every base is there already."""
     passive = "OMP_WAIT_POLICY=PASSIVE"  # spinning threads starve whatever else runs on a small machine
-    return ["sh", "-c", 'cd "$1" && exec env "$3" "$2" -m trainer.supervisor .', "start", base, python, passive]
+    settings = [passive, *(["HF_HUB_OFFLINE=1"] if offline else [])]
+    return ["sh", "-c", 'cd "$1" && p=$2 && shift 2 && exec env "$@" "$p" -m trainer.supervisor .', "start", base, python, *settings]
 
 
 def stop(base: str) -> Argv:

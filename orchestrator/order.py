@@ -28,6 +28,7 @@ from .budget import traffic_usd
 from .config import LoraConfig, RunConfig
 from .file.check import Checked, JobCheck
 from .home import RunFolder
+from .hub import HubBase
 from .machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from .plan import Load, Work
 from .pricing.families import cost_of
@@ -110,6 +111,15 @@ class Order(BaseModel):
     items: tuple[Item, ...]
     load: Load
 
+    hub: tuple[HubBase, ...] = ()
+    """Bases that the machine fetches by itself, to the byte."""
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the trainer must not ask the hub, which would tell it nothing without a token; nor need it, once these are there."""
+        gated = any(base.needs_token for base in self.hub)
+        return gated and all((job.base, job.base_revision) in {(one.repo, one.revision) for one in self.hub} for job in self.jobs)
+
     @property
     def shipment(self) -> Shipment:
         """What is sent."""
@@ -188,6 +198,7 @@ def make_order(
     cap_usd: Decimal,
     disk_gib: int,
     unguarded: bool = False,
+    hub: Sequence[HubBase] = (),
 ) -> Order:
     """Write down what is to be done: hashes every file that will be sent, and lays the small ones into the run's folder."""
     ship = folder.path / "ship"
@@ -224,6 +235,7 @@ def make_order(
         jobs=tuple(specs),
         items=tuple(items),
         load=load,
+        hub=tuple(hub),
     )
     write_order(folder, order)
     return order
@@ -276,7 +288,7 @@ def _lay_out(ship: Path) -> None:
     shutil.copytree(source, ship / "trainer", ignore=skip, dirs_exist_ok=True)
     setup = ship / "setup"
     setup.mkdir(parents=True, exist_ok=True)
-    for remote in (commands.SETUP, commands.BOOTSTRAP, commands.REQUIREMENTS):
+    for remote in (commands.SETUP, commands.BOOTSTRAP, commands.REQUIREMENTS, commands.HUB):
         (ship / remote).write_bytes((Path(templates.__file__).parent / Path(remote).name).read_bytes())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from . import console
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
 from .file.check import check, refusal
+from .hub import Hub, HubBase, HubSilent
 from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, requirements, saving_often
 from .plan import Load, Plan, disk_gib, make_plan
@@ -27,6 +29,8 @@ class Ready:
     load: Load
     plan: Plan
     cap_usd: Decimal
+    hub: tuple[HubBase, ...] = ()
+    """Bases that the machine will fetch, at the commits of now."""
 
 
 def checked_config(file: Path | None) -> tuple[RunConfig, list[CheckedJob]]:
@@ -45,7 +49,10 @@ def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None,
     if providers:
         config = with_providers(config, providers)
     cap = cap_of(budget) if budget else config.budget.max_usd
+    hub, jobs = looked_up(jobs, Hub.from_environment(os.environ), tools)
     work = load_of(jobs)
+    if hub:
+        work = replace(work, hub_bytes=float(sum(base.size for base in hub)))
     disk = disk_gib(work, config.machine.disk_gib)
     wanted = requirements(config, disk)
     found = offers(config.machine.providers, wanted, tools)
@@ -54,9 +61,28 @@ def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None,
     plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     if wanted.interruptible and not all(job.saves for job in jobs):
         jobs = _saving_often(jobs, work, plan, tools)
-        work = load_of(jobs)
+        work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
         plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
-    return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap)
+    return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap, hub=hub)
+
+
+def looked_up(jobs: Sequence[CheckedJob], hub: Hub, tools: Tools) -> tuple[tuple[HubBase, ...], list[CheckedJob]]:
+    """The hub's bases as it has them now, and the jobs held to these commits. Raises what keeps a machine from having one of them."""
+    wanted = dict.fromkeys((job.base.location, job.config.base_revision) for job in jobs if job.local_base is None)
+    try:
+        found = {(repo, revision): hub.look(repo, revision) for repo, revision in wanted}
+    except HubSilent as err:
+        tools.view.say(f"{err}; the machine fetches the base by itself, as the hub has it then, and without a token")
+        return (), list(jobs)
+    for base in found.values():
+        with_token = "; its licence wants your token, which the machine gets for the download alone" if base.needs_token else ""
+        tools.view.say(f"{base.repo} at {base.revision[:12]}: {len(base.files)} files, {base.size / 1e9:.2f} GB{with_token}")
+    return tuple(found.values()), [_held_to(job, found) for job in jobs]
+
+
+def _held_to(job: CheckedJob, found: Mapping[tuple[str, str | None], HubBase]) -> CheckedJob:
+    base = found.get((job.base.location, job.config.base_revision)) if job.local_base is None else None
+    return job if base is None else replace(job, config=job.config.model_copy(update={"base_revision": base.revision}))
 
 
 def _saving_often(jobs: Sequence[CheckedJob], work: Load, plan: Plan, tools: Tools) -> list[CheckedJob]:

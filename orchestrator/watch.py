@@ -145,7 +145,7 @@ def start(trip: Trip, machine: Machine, python: str) -> bool:
         machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
         crashpoint("session-sent")
     there = session_there(trip, machine)
-    answer = machine.shell.check(commands.start(trip.order.root, python), timeout_s=120)
+    answer = machine.shell.check(commands.start(trip.order.root, python, offline=trip.order.is_offline), timeout_s=120)
     is_new = b'"pid"' in answer and b'"running"' not in answer
     if is_new or trip.book().attempts[machine.number].phase is Phase.SHIPPING:
         trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=there.lifetime_s, python=python)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -9,6 +10,7 @@ import pytest
 from fakes import FakeClock
 from machines import Host, machine
 
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody is at home there: no test asks the real hub
 hypothesis.settings.register_profile("lorry", deadline=None)  # how busy the computer is says nothing about the code
 hypothesis.settings.load_profile("lorry")
 

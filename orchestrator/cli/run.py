@@ -56,7 +56,14 @@ def run(  # noqa: PLR0917  options, each with its name
     _confirm(ready, tools, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
     order = make_order(
-        ready.config, ready.jobs, ready.load, folder, cap_usd=ready.cap_usd, disk_gib=ready.plan.disk_gib, unguarded=unguarded
+        ready.config,
+        ready.jobs,
+        ready.load,
+        folder,
+        cap_usd=ready.cap_usd,
+        disk_gib=ready.plan.disk_gib,
+        unguarded=unguarded,
+        hub=ready.hub,
     )
     if detach:
         program.open_books(order, ready.plan, folder, tools)

@@ -9,6 +9,8 @@ ENVIRONMENT: dict[str, str] = {
     "VAST_API_KEY": "Your key at Vast.ai. It never leaves this computer but for Vast.ai itself.",
     "RUNPOD_API_KEY": "Your key at RunPod. It never leaves this computer but for RunPod itself.",
     "TENSORDOCK_API_KEY": "Your token at TensorDock. It never leaves this computer but for TensorDock itself.",
+    "HF_TOKEN": "Your token at the model hub, for bases with a licence. A machine gets it only for the download, in memory.",
+    "HF_ENDPOINT": "Another address for the model hub.",
     "LORRY_VAST_URL": "Another base address for Vast.ai's API: the practice cloud's, for a rehearsal.",
     "LORRY_RUNPOD_URL": "Another base address for RunPod's REST API.",
     "LORRY_RUNPOD_GRAPHQL_URL": "Another base address for RunPod's GraphQL API, which is asked for the balance only.",
