@@ -21,6 +21,7 @@ from .adapters import Bank
 from .base import Base
 from .buckets import Fit, Size
 from .protocol import TrainingOptions
+from .replay import Passes
 
 Condition = dict[str, Tensor]
 """Names -> tensors. `ids.<part>` are token ids that the text encoder of that name has still to read; the rest goes to the model."""
@@ -47,6 +48,10 @@ class Foundation:
     """Whether an empty caption is zeros instead of what the encoders make of it."""
     guidance: float = 1.0
     """What a model with a guidance embedding is told while it is trained."""
+    base_precision: str = "full"
+    """How the denoiser's linear layers are stored."""
+    encoder_precision: str = "full"
+    """How those of large text encoders are."""
     merged: tuple[Path, float] | None = None
     """A LoRA that is added to the base first, and its weight."""
 
@@ -102,6 +107,7 @@ class Denoiser(Protocol):
     """A model that can be trained on."""
 
     bank: Bank
+    passes: Passes
     device: torch.device
     dtype: torch.dtype
     process: Process

@@ -27,6 +27,8 @@ EASE = 0.5
 
 IN_8_BITS = {"AdamW": "AdamW8bit", "PagedAdamW": "PagedAdamW8bit", "Lion": "Lion8bit", "PagedLion": "PagedLion8bit"}
 """Optimizer -> the same rule with smaller states."""
+SMALLER_BASE = {"full": "int8", "fp8": "nf4", "int8": "nf4"}
+"""How a base is stored -> how it is stored when that is too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class Footing:
     """Samples in a pass at most; a batch goes through in parts, and counts as before."""
     in_8_bits: bool = False
     """Optimizer states in 8 bits."""
+    base: str = "full"
+    """How the frozen model is stored."""
+    offloaded: bool = False
+    """The frozen model waits in main memory, block by block."""
 
 
 @dataclass(slots=True)
@@ -70,7 +76,8 @@ class Course:
         """From a checkpoint's header."""
         told = facts["footing"]
         micro = None if told["micro"] is None else int(told["micro"])
-        footing = Footing(bool(told["checkpointing"]), micro, bool(told["in_8_bits"]))
+        eight, base = bool(told["in_8_bits"]), str(told.get("base", "full"))
+        footing = Footing(bool(told["checkpointing"]), micro, eight, base, bool(told.get("offloaded")))
         return cls(footing, float(facts["ease"]), int(facts["worse"]), [float(one) for one in facts["recent"]])
 
 
@@ -79,8 +86,11 @@ def ruined(loss: float, best: float | None) -> bool:
     return best is not None and loss > RUIN * best
 
 
-def next_rung(footing: Footing, batch: int, optimizer: str) -> tuple[Footing, str] | None:
-    """What to give up next for memory, with the words for it; None at the ladder's end."""
+def next_rung(footing: Footing, batch: int, optimizer: str, *, alone: bool = True) -> tuple[Footing, str] | None:
+    """What to give up next for memory, with the words for it; None at the ladder's end.
+
+    What changes the frozen model is for a job that is alone on it: its neighbours have not agreed.
+    """
     if not footing.checkpointing:
         return replace(footing, checkpointing=True), "gradient checkpointing is on from here: the same result, about a third slower"
     micro = min(footing.micro or batch, batch)
@@ -91,7 +101,17 @@ def next_rung(footing: Footing, batch: int, optimizer: str) -> tuple[Footing, st
     if not footing.in_8_bits and (smaller := IN_8_BITS.get(optimizer)):
         words = f"{smaller} in place of {optimizer}: states in 8 bits, which begin anew"
         return replace(footing, in_8_bits=True), words
+    if (stored := SMALLER_BASE.get(footing.base)) and alone:
+        return replace(footing, base=stored), f"the frozen model is stored in {stored} from here on: a little less exact, and slower"
+    if not footing.offloaded and alone:
+        words = "the frozen model waits in main memory from here on, and comes block by block: the same result, much slower"
+        return replace(footing, offloaded=True), words
     return None
+
+
+def smaller_base(one: str, other: str) -> str:
+    """Of two ways of storing a base the one that takes less."""
+    return max(one, other, key=("full", "fp8", "int8", "nf4").index)
 
 
 def turned(worse: int, patience: int | None, best: Sequence[float] | None) -> bool:

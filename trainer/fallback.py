@@ -5,6 +5,9 @@ A job falls back once. The second time, or where nothing could be another, it en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
 from . import checkpoint, course, jobs, optimizers, saying
@@ -53,8 +56,14 @@ def resume(run: Run, found: checkpoint.Checkpoint) -> None:
     if here.in_8_bits and not there.in_8_bits:
         shrink(run)  # the states in the file are of the larger kind
     smaller = min((one for one in (here.micro, there.micro) if one is not None), default=None)
-    eight = here.in_8_bits or there.in_8_bits
-    run.lane.course.footing = course.Footing(here.checkpointing or there.checkpointing, smaller, eight)
+    run.lane.course.footing = course.Footing(
+        here.checkpointing or there.checkpointing,
+        smaller,
+        here.in_8_bits or there.in_8_bits,
+        course.smaller_base(here.base, there.base),
+        here.offloaded or there.offloaded,
+    )
+    _store_base(run)
 
 
 def _begin_anew(run: Run) -> None:
@@ -68,30 +77,59 @@ def _begin_anew(run: Run) -> None:
     lane.step, run.last_good, run.best = 0, 0, None
 
 
-def climb(run: Run) -> bool:
-    """Give up what the ladder says for memory; False at its end. The step under way is taken again."""
+def climb(run: Run, *, alone: bool = True) -> bool:
+    """Give up what the ladder says for memory; False at its end. The step is taken again. `alone`: no other job is on the base."""
     lane, place = run.lane, run.place
     standing = footing_of(run)
-    rung = course.next_rung(standing, lane.options.batch_size, run.job.optimizer)
+    rung = course.next_rung(standing, lane.options.batch_size, run.job.optimizer, alone=alone)
     lane.rewind()
     if rung is None:
         return False
     footing, words = rung
+    lane.course.footing = footing
     if footing.checkpointing and not standing.checkpointing:
-        run.model.prepare(_targets(run), checkpointing=True)
+        run.model.recompute()
+    if footing.offloaded and not standing.offloaded:
+        put_to_work([run])
     if footing.in_8_bits and not standing.in_8_bits:
         shrink(run)
-    lane.course.footing = footing
+    if footing.base != standing.base:
+        _store_base(run)
     if place.device.type == "cuda":
         torch.cuda.empty_cache()
     saying.warn(run.job, place, f"out of memory at step {lane.step + 1}: {words}.")
     return True
 
 
+def put_to_work(runs: Sequence[Run]) -> None:
+    """Ready the base that these jobs share for their passes."""
+    wanted = {(t.part, t.name): t for run in runs for lay in run.lane.adapter.layouts.values() for t in lay.targets}
+    checkpointing = any(footing_of(run).checkpointing for run in runs)
+    runs[0].model.prepare(list(wanted.values()), checkpointing=checkpointing, offload=max(map(offload_of, runs)), speed=runs[0].job.speed)
+
+
 def footing_of(run: Run) -> course.Footing:
     """What a job stands on: what it asked for, and what was given up since."""
     since = run.lane.course.footing
-    return course.Footing(since.checkpointing or run.job.gradient_checkpointing, since.micro, since.in_8_bits)
+    return replace(
+        since,
+        checkpointing=since.checkpointing or run.job.gradient_checkpointing or offload_of(run) > 0,
+        base=course.smaller_base(since.base, run.job.base_precision),
+    )
+
+
+def offload_of(run: Run) -> float:
+    """The share of the frozen model that waits in main memory."""
+    return 1.0 if run.lane.course.footing.offloaded else run.job.offload
+
+
+def _store_base(run: Run) -> None:
+    """Take the base down to how the job's footing has it, by the same rungs in every life: each rounds what the last one left."""
+    stored: str = run.job.base_precision
+    while stored != course.smaller_base(run.lane.course.footing.base, stored):
+        stored = course.SMALLER_BASE[stored]
+        run.model.quantise(stored)
+        run.place.spoil_model()
 
 
 def shrink(run: Run) -> None:
@@ -105,10 +143,6 @@ def shrink(run: Run) -> None:
 def best_of(run: Run) -> checkpoint.Checkpoint | None:
     """The checkpoint at which the held-out loss was lowest, if it is still there."""
     return next((one for one in jobs.saved(run) if run.best and one.step == run.best[0]), None)
-
-
-def _targets(run: Run) -> list[object]:
-    return [target for lay in run.lane.adapter.layouts.values() for target in lay.targets]
 
 
 def has_turned(run: Run) -> bool:

@@ -65,6 +65,8 @@ NOT_IN_DIGEST = {
     "save_every_steps",
     "save_every_epochs",
     "save_precision",
+    "offload",
+    "speed",
     "sample_every_steps",
     "sample_prompts",
 }
@@ -107,6 +109,10 @@ class Place:
             self._model = families.load(foundation, self.device)
             self._foundation = foundation
         return self._model
+
+    def spoil_model(self) -> None:
+        """The loaded base is no longer as it was loaded: whoever comes next gets a fresh one."""
+        self._foundation = None
 
     def pause(self, job: JobSpec) -> None:
         """A point at which a stop is honoured."""
@@ -260,6 +266,8 @@ def foundation_of(job: JobSpec, place: Place, dtype: torch.dtype) -> Foundation:
         zero_padding=job.t5_padding == "zero",
         blank_zeros=job.blank_caption == "zeros",
         guidance=job.guidance_embedding,
+        base_precision=job.base_precision,
+        encoder_precision=job.encoder_precision,
         merged=(place.root / job.merge_lora, job.merge_weight) if job.merge_lora else None,
     )
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from .course import Course
 from .errors import TrainingError
 from .optimizers import LossScale, Updater, clip
 from .protocol import TrainingOptions
+from .replay import Outputs
 from .rotation import Rotation
 
 
@@ -304,26 +306,59 @@ Members = list[tuple[Lane, Batch]]
 
 def _backward(model: Denoiser, members: Members) -> Sequence[Tensor]:
     """One pass for these lanes. Their losses are summed: each is a mean over its own rows, so no lane weighs on another."""
-    with model.bank.use([lane.adapter for lane, _ in members], model.dtype, [lane.drop() for lane, _ in members]):
-        latents, noise, disturbance, timesteps = (
-            torch.cat([getattr(batch, name) for _, batch in members]) for name in ("latents", "noise", "disturbance", "timesteps")
-        )
-        first = members[0][1].condition
-        condition = {name: torch.cat([batch.condition[name] for _, batch in members]) for name in first}
-        disturbed = any(lane.options.ip_noise_gamma > 0 for lane, _ in members)
+    lanes, drops = [lane for lane, _ in members], [lane.drop() for lane, _ in members]
+    inputs = _inputs(members)
+    weights = [flat for lane in lanes for flat in lane.adapter.flat.values()]
+    shapes = tuple((name, tuple(value.shape), value.dtype) for name, value in inputs.items())
+    # A lane brings its own options and weights into a recording; dropout draws inside the pass.
+    key = None if any(drops) else (*map(id, lanes), *(flat.data_ptr() for flat in weights), shapes)
+    outputs = model.passes.run(key, inputs, partial(_pass, model, lanes, drops, weights))
+    lanes[0].warnings += model.passes.notes
+    model.passes.notes.clear()
+    for flat, gradient in zip(weights, outputs[len(lanes) :], strict=True):
+        if gradient is not None:
+            flat.grad = gradient if flat.grad is None else flat.grad.add_(gradient)
+    return [loss for loss in outputs[: len(lanes)] if loss is not None]
+
+
+def _inputs(members: Members) -> dict[str, Tensor]:
+    """All that differs between passes of one shape."""
+    batches = [batch for _, batch in members]
+    inputs = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in ("latents", "noise", "disturbance", "timesteps")}
+    inputs |= {f"{TOLD}{name}": torch.cat([batch.condition[name] for batch in batches]) for name in batches[0].condition}
+    for number, (lane, batch) in enumerate(members):
+        inputs |= {f"{name}.{number}": one for name, one in (("mask", batch.mask), ("worth", batch.worth)) if one is not None}
+        inputs[f"share.{number}"] = torch.tensor(batch.share, dtype=torch.float32)
+        inputs[f"scale.{number}"] = torch.tensor(lane.scaler.value, dtype=torch.float32)
+    device = batches[0].latents.device
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+
+TOLD = "told."
+"""Before the names of what the model is told."""
+
+
+def _pass(
+    model: Denoiser, lanes: Sequence[Lane], drops: Sequence[Drop | None], weights: Sequence[Tensor], inputs: Mapping[str, Tensor]
+) -> Outputs:
+    """Each lane's loss, then the gradient of each of the weights. Everything that is drawn is among the inputs, but for dropout."""
+    with model.bank.use([lane.adapter for lane in lanes], model.dtype, drops):
+        condition = {name.removeprefix(TOLD): value for name, value in inputs.items() if name.startswith(TOLD)}
+        latents, noise, disturbance, timesteps = (inputs[name] for name in ("latents", "noise", "disturbance", "timesteps"))
+        disturbed = any(lane.options.ip_noise_gamma > 0 for lane in lanes)
         noisy, wanted = model.process.corrupt(latents, noise, timesteps, disturbance if disturbed else None)  # [n*b, c, h, w]
         predicted = model.predict(noisy, timesteps, model.embed(condition))
         losses, scaled = [], []
-        rows = (tensor.chunk(len(members)) for tensor in (predicted, wanted, timesteps))
-        for (lane, batch), answer, goal, t in zip(members, *rows, strict=True):
-            own = model.process.distances(answer, goal, t, lane.options, batch.mask)  # [b]
-            for weight in (model.process.weigh(t, lane.options), batch.worth):
+        rows = (tensor.chunk(len(lanes)) for tensor in (predicted, wanted, timesteps))
+        for number, (lane, answer, goal, t) in enumerate(zip(lanes, *rows, strict=True)):
+            own = model.process.distances(answer, goal, t, lane.options, inputs.get(f"mask.{number}"))  # [b]
+            for weight in (model.process.weigh(t, lane.options), inputs.get(f"worth.{number}")):
                 own = own if weight is None else own * weight
-            loss = own.mean() * batch.share
+            loss = own.mean() * inputs[f"share.{number}"]
             losses.append(loss.detach())
-            scaled.append(loss * lane.scaler.value)
-        torch.autograd.backward(torch.stack(scaled).sum())
-    return losses
+            scaled.append(loss * inputs[f"scale.{number}"])
+        gradients = torch.autograd.grad(torch.stack(scaled).sum(), weights, allow_unused=True)
+    return *losses, *gradients
 
 
 LOOKS = 4

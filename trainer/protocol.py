@@ -331,6 +331,27 @@ class TrainingOptions(Message):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice instead of keeping them: less VRAM, about a third slower."
     )
+    base_precision: Literal["full", "fp8", "int8", "nf4"] = Field(
+        "full",
+        description="How the frozen UNet's or transformer's linear layers are stored: as `mixed_precision` says, in 8 bits (`int8` is the "
+        "more exact), or in 4. They are unpacked for each use, so this saves memory and costs time; the adapter stays as exact as it was.",
+    )
+    encoder_precision: Literal["full", "fp8", "int8", "nf4"] = Field(
+        "full", description="The same for text encoders of more than a billion weights: T5, and what stands in its place."
+    )
+    offload: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the UNet's or transformer's blocks that wait in main memory and come to the card when they are needed; "
+        "turns `gradient_checkpointing` on. The same numbers, slower.",
+    )
+    speed: Literal["auto", "eager", "graphs", "compile"] = Field(
+        "auto",
+        description="How passes are run on a GPU: `graphs` records one for each shape and replays it, without waiting for the host; "
+        "`compile` compiles the repeated blocks as well, which takes minutes; `eager` does neither; `auto` is `graphs`. What cannot be "
+        "done is said and left out, and a recording that does not give the numbers of `eager` is not used.",
+    )
     seed: int = Field(0, ge=0, le=2**63 - 1, description="Two runs with one seed on one machine give the same adapter.")
     save_every_steps: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many steps.")
     save_every_epochs: int | None = Field(None, ge=1, description="Save adapter and checkpoint every so many epochs.")

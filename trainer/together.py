@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from . import checkpoint, fallback, jobs, keeping, loop, parts, saying, turns
+from .course import Footing
 from .errors import StopRequested, TrainerError
 from .jobs import Place, Run
 from .protocol import Ended, JobSpec
@@ -158,9 +159,9 @@ class Crew:
             if one is not None:
                 fallback.resume(self.runs[name], one)
                 self._cuts = max(self._cuts, one.cut)
-        first = next(iter(self.runs.values()))
-        wanted = {(t.part, t.name): t for run in self.runs.values() for lay in run.lane.adapter.layouts.values() for t in lay.targets}
-        first.model.prepare(list(wanted.values()), checkpointing=any(fallback.footing_of(run).checkpointing for run in self.runs.values()))
+        if any(run.lane.course.footing != Footing() for run in self.runs.values()):
+            self.kind = ()  # one of them came down for want of memory: nobody comes in
+        fallback.put_to_work(list(self.runs.values()))
         for name in names:
             self._guarded(self.runs[name].job, partial(self._begin, self.runs[name]))
 
@@ -236,6 +237,7 @@ class Crew:
         if len(members) == 1:
             if not (jobs.is_out_of_memory(error) and fallback.climb(members[0], alone=len(self.runs) == 1)):
                 self._fail(members[0].job, error)
+            self.kind = ()  # where one has not room enough, nobody comes in
             return
         if jobs.is_out_of_memory(error):
             self.width = max(len(members) // 2, 1)

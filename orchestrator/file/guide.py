@@ -187,9 +187,15 @@ CHAPTERS = (
     Chapter(
         "Memory and speed",
         "`lorry plan` says what a job will need before anything is rented. When a card runs out all the same, the trainer turns "
-        "checkpointing on, lets a batch through in parts and takes 8-bit states, by itself, and says so.",
+        "checkpointing on, lets a batch through in parts, takes 8-bit states, stores the frozen model in 8 bits and then in 4, and at last "
+        "keeps it in main memory, by itself, and says so.",
         {
             "gradient_checkpointing": "When the plan says that memory will not do: it is the cheapest way to half of it.",
+            "base_precision": "When the frozen model is what does not fit: `int8` halves it and is hardly to be told from whole, `nf4` makes a "
+            "quarter of it. Each step takes longer, so not for speed. `merge_lora` is added before it is stored.",
+            "encoder_precision": "When captions of SD3, FLUX or Z-Image cannot be read for want of memory; a little of what they say is lost.",
+            "offload": "When nothing else fits: begin with 0.5. Every block travels twice a step, and a slow bus is felt.",
+            "speed": "`compile` for runs of some thousand steps; `eager` when you look for a mistake.",
             "mixed_precision": "`fp16` on cards before the RTX 30 series, which have no bf16; `no` to compare results to the bit.",
         },
     ),

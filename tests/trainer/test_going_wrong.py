@@ -124,11 +124,14 @@ def test_every_ladder_ends_and_each_rung_needs_less(batch: int, optimizer: str, 
     while rung := course.next_rung(footing, batch, optimizer):
         below, words = rung
         assert words
-        assert (below.checkpointing, below.in_8_bits) >= (footing.checkpointing, footing.in_8_bits)
+        assert (below.checkpointing, below.in_8_bits, below.offloaded) >= (footing.checkpointing, footing.in_8_bits, footing.offloaded)
+        assert course.smaller_base(below.base, footing.base) == below.base
         assert (below.micro or batch) <= (footing.micro or batch)
         assert below != footing
         footing, seen = below, seen + 1
-    assert seen <= 9
+    assert seen <= 12
+    assert footing.offloaded
+    assert footing.base == "nf4"
     assert (footing.micro or batch) == 1
 
 
@@ -336,11 +339,22 @@ def test_a_smaller_part_of_the_batch_gives_the_same_adapter_to_rounding(root: Pa
         torch.testing.assert_close(adapter(root)[key], value, rtol=1e-4, atol=1e-6)
 
 
-def test_states_in_8_bits_are_the_last_rung_and_then_the_job_ends_in_words(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+RUNGS = [
+    "gradient checkpointing is on",
+    "a batch of 2 goes through",
+    "AdamW8bit in place of AdamW",
+    "the frozen model is stored in int8",
+    "the frozen model is stored in nf4",
+    "the frozen model waits in main memory",
+]
+
+
+def test_a_job_comes_down_rung_by_rung_and_then_ends_in_words(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     memory_for(monkeypatch, rows=0, after=4)
     events = run(root, spec(steps=6, batch_size=2, save_every_steps=2))
     said = said_of_memory(events)
-    assert [words.split(": ")[1][:20] for words in said] == ["gradient checkpointi", "a batch of 2 goes th", "AdamW8bit in place o"]
+    assert len(said) == len(RUNGS)
+    assert all(f": {rung}" in words for words, rung in zip(said, RUNGS, strict=True))
     assert (events[-1].state, events[-1].code) == ("failed", "LRY-TRAIN-OOM")
     assert (root / "jobs/lisa/out/checkpoints/step000002.safetensors").is_file()
 
@@ -359,8 +373,10 @@ def test_what_was_given_up_for_memory_stays_so_after_a_restart_to_the_bit(
     assert all(torch.equal(value, adapter(root)[key]) for key, value in adapter(root, "whole").items())
 
 
-def test_states_once_in_8_bits_are_so_after_a_restart(root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
-    true, left = Model.predict, [3]
+@pytest.mark.parametrize("rungs", [3, 5, 6])
+def test_what_was_stored_smaller_is_so_after_a_restart(rungs: int, root: Path, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States in 8 bits, the frozen model in 4, then out of the way: to the bit."""
+    true, left = Model.predict, [rungs]
 
     def predict(self: Model, *args: Any) -> torch.Tensor:
         if torch.is_grad_enabled() and left[0] > 0:
@@ -371,10 +387,11 @@ def test_states_once_in_8_bits_are_so_after_a_restart(root: Path, spec: Spec, mo
     monkeypatch.setattr(Model, "predict", predict)
     options = {"steps": 8, "batch_size": 2, "save_every_steps": 4}
     whole = run(root, spec(**options, name="whole", output="jobs/whole/out"))
-    assert "AdamW8bit in place of AdamW" in said_of_memory(whole)[-1]
-    left[0] = 3
+    assert RUNGS[rungs - 1] in said_of_memory(whole)[-1]
+    left[0] = rungs
     run(root, spec(**options), stop_after=5)
-    run(root, spec(**options))
+    again = run(root, spec(**options))
+    assert said_of_memory(again) == [], "it knows from its checkpoint"
     assert all(torch.equal(value, adapter(root)[key]) for key, value in adapter(root, "whole").items())
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from trainer import offloading, quantised, replay
 from trainer.adapters import Adapter, Bank, Target
 from trainer.contract import IDS, Condition, Drawing, Foundation, Process, View
 from trainer.export import Origin
@@ -90,6 +93,9 @@ class Model:
     device: torch.device
     foundation: Foundation
     bank: Bank = field(default_factory=Bank)
+    passes: replay.Passes = field(default_factory=replay.Passes)
+    conveyor: offloading.Conveyor | None = None
+    """What brings the denoiser's blocks, where they wait in main memory."""
     dtype: torch.dtype = field(init=False)
     _identities: dict[str, str] = field(default_factory=dict)
 
@@ -100,6 +106,12 @@ class Model:
             self._identities[part] = _hash_of(self.parts[part], values)
             self.parts[part].requires_grad_(requires_grad=False).eval()
         self.parts[self.denoiser].to(self.dtype)
+        if self.foundation.base_precision != "full":
+            self.quantise(self.foundation.base_precision)
+        if self.foundation.encoder_precision != "full":
+            for part in self.family.encoders:
+                if sum(p.numel() for p in self.parts[part].parameters()) > LARGE_ENCODER:
+                    quantised.quantise(self.parts[part].to(self.dtype), self.foundation.encoder_precision, self.device)
 
     @property
     def name(self) -> str:
@@ -122,7 +134,7 @@ class Model:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         """The model's answer, of the latents' shape."""
-        return self.family.predict(self, noisy.to(self.dtype), timesteps, condition)
+        return self.passes.guarded(lambda: self.family.predict(self, noisy.to(self.dtype), timesteps, condition))
 
     # --- what a job asks before and after -----------------------------------------------------------
 
@@ -130,23 +142,60 @@ class Model:
         """The layers that get an adapter, for the parts that are trained."""
         return [target for part in parts for target in self.family.targets(self, part, preset)]
 
-    def prepare(self, targets: Sequence[Target], *, checkpointing: bool) -> None:
+    def prepare(self, targets: Sequence[Target], *, checkpointing: bool, offload: float = 0.0, speed: str = "eager") -> None:
         """Attach the bank, and put on the device what trains. With no targets the model is put away.
 
         The denoiser is there only from here on: while pictures and texts are encoded, the device belongs to the encoders.
+        `offload`: the share of its blocks that come only when they are needed, which wants checkpointing. `speed`: as a job says it.
         """
-        self.bank.detach()
+        self._come_to_rest()
         trained = sorted({t.part for t in targets})
+        if trained and offload > 0:
+            self.conveyor = offloading.Conveyor.along(self.parts[self.denoiser], offload, self.device)
+        elif trained:
+            self._hasten(speed)
         self.place_denoiser(self.device if trained else torch.device("cpu"))
         for part in trained:
             self.bank.attach(part, self.parts[part], [t for t in targets if t.part == part])
-            self.parts[part].to(self.device, self.dtype)
+            if part != self.denoiser:
+                self.parts[part].to(self.device, self.dtype)
         for part in self.family.parts:
             _checkpointing(self.parts[part], on=checkpointing and part in (*trained, self.denoiser))
 
+    def recompute(self) -> None:
+        """Turn gradient checkpointing on under a training."""
+        self.passes.forget()
+        for part in {*self.bank.targets, self.denoiser}:
+            _checkpointing(self.parts[part], on=True)
+
+    def _come_to_rest(self) -> None:
+        """As it was before anything trained on it."""
+        self.bank.detach()
+        if self.passes.plain_again:
+            self.passes.plain_again()
+        self.passes = replay.Passes()
+        if self.conveyor:
+            self.conveyor.dismantle()
+            self.conveyor = None
+
+    def _hasten(self, speed: str) -> None:
+        if self.device.type == "cuda" and speed != "eager":
+            self.passes.capture = replay.on_gpu()
+        if speed == "compile":
+            self.passes.plain_again = replay.compile_blocks(offloading.repeated_blocks(self.parts[self.denoiser]))
+
+    def quantise(self, storage: str) -> None:
+        """Store the denoiser's linear layers so from here on. Those that are stored in some way already stay as they are."""
+        self.passes.forget()
+        quantised.quantise(self.parts[self.denoiser], storage, self.device)
+
     def place_denoiser(self, device: torch.device) -> None:
         """Bring it to a device, in the memory layout that its kernels like there."""
-        denoiser = self.parts[self.denoiser].to(device)
+        denoiser = self.parts[self.denoiser]
+        if self.conveyor:
+            self.conveyor.place_rest(denoiser, device)
+        else:
+            denoiser.to(device)
         if device.type == "cuda":
             denoiser.to(memory_format=torch.channels_last)
 
@@ -159,6 +208,7 @@ class Model:
         """What an embedding by these encoders depends on besides the token ids."""
         said = self.foundation
         read = f"{self.dtype}{said.clip_skip}{said.zero_padding}{said.blank_zeros}"
+        read += "" if said.encoder_precision == "full" else said.encoder_precision
         return "".join(self._identities[part] for part in sorted(encoders)) + read
 
     @torch.no_grad()
@@ -211,7 +261,7 @@ class Model:
         self.place_denoiser(self.device)
         self.parts["vae"].to(self.device)  # where a pipeline finds its first module, there it puts its latents
         with torch.no_grad(), self.bank.use([adapter] if adapter else [], self.dtype):
-            latents = self.family.sample(self, both[0], both[1], drawing)
+            latents = self.passes.guarded(lambda: self.family.sample(self, both[0], both[1], drawing))
         return VaeImageProcessor().postprocess(self.decode_latents(latents), output_type="pil")[0]
 
     def origin(self) -> Origin:
@@ -223,18 +273,26 @@ class Model:
         return hashlib.sha256("/".join(self._identities.values()).encode()).hexdigest()
 
 
+LARGE_ENCODER = 1_000_000_000
+"""Weights of a text encoder that is worth storing in fewer bits: T5 XXL has 4.8e9, the largest CLIP 0.7e9."""
+
+
 def _checkpointing(module: Any, *, on: bool) -> None:
     """The switch of diffusers (`enable_...`) or of transformers (`..._enable`, lately under a new name).
 
     transformers looks at `training` too, which changes nothing else here: these encoders have no dropout.
     """
+    # No random state is kept: nothing in a pass draws but an adapter's dropout, by address; and reading it would stop a recording.
+    how: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if hasattr(module, "enable_gradient_checkpointing"):
-        switch = module.enable_gradient_checkpointing if on else module.disable_gradient_checkpointing
-        switch()
+        if on:
+            module.enable_gradient_checkpointing(partial(torch.utils.checkpoint.checkpoint, **how))
+        else:
+            module.disable_gradient_checkpointing()
         return
     prefix = "activation" if hasattr(module, "activation_checkpointing_enable") else "gradient"
     if on:
-        getattr(module, f"{prefix}_checkpointing_enable")(**{f"{prefix}_checkpointing_kwargs": {"use_reentrant": False}})
+        getattr(module, f"{prefix}_checkpointing_enable")(**{f"{prefix}_checkpointing_kwargs": how})
     else:
         getattr(module, f"{prefix}_checkpointing_disable")()
     module.train(on)
