@@ -51,7 +51,19 @@ POINTS: dict[str, str] = {
     **{f"{kind}-written": f"after the entry `{kind}`" for kind in LEDGER_KINDS},
     **EFFECTS,
 }
-"""Every name that `LORRY_CRASH_AT` may have, and where it is."""
+"""Every name that `LORRY_CRASH_AT` may have in a run to which nothing is added, and where it is."""
+
+ADDING: dict[str, str] = {
+    "asked": "a request to add jobs is on disk, the run's driver has not seen it",
+    "added-unwritten": "before the entry `added`",
+    "added-written": "after the entry `added`",
+    "order-extended": "added jobs are in the order; their request still lies there",
+    "adding": "some bytes for added jobs have arrived on the machine",
+    "queue-extended": "added jobs are in the machine's queue; the book does not know it",
+    "joined-unwritten": "before the entry `joined`",
+    "joined-written": "after the entry `joined`",
+}
+"""And those that lie on the way of `lorry add`."""
 
 
 def crashpoint(name: str) -> None:

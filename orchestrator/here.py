@@ -32,7 +32,7 @@ EXIT_OF_TRAINER = {0: 0, 7: 7, 75: 130}
 
 def train_here(file: Path | None, out: Path, *, together: bool, as_json: bool) -> tuple[list[dict[str, Any]], int]:
     """Train every job of the file; returns the `jobs` list of the receipt and the exit code."""
-    config, jobs = checked_config(file)
+    config, jobs = checked_config([file] if file else None)
     if find_spec("torch") is None:
         raise UsageError("training here needs torch, which is not installed", hint='pip install "lorry[train]"')
     out = out.absolute()

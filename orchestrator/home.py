@@ -9,6 +9,7 @@
     runs/<run>/events-<n>.jsonl    what the n-th machine told, byte for byte
     runs/<run>/jobs/<name>/        results: adapters, checkpoints/, samples/
     runs/<run>/receipt.json, report.html
+    runs/<run>/additions/          jobs that `lorry add` asks the client that drives the run to take in
     runs/<run>/stop                its existence asks the client that drives the run to stop it
     runs/<run>/lock                held by the process that drives the run; keeper.lock: by the one that looks after it
     runs/<run>/lorry.log           what lorry said in the background

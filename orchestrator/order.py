@@ -1,7 +1,7 @@
 """What was ordered: everything that a run needs to be done, by this process or by one that takes it up later.
 
-Made once from a checked config, written into the run's folder, never changed. The user's file may be edited or
-moved afterwards: the order stands.
+Made once from a checked config and written into the run's folder. The user's file may be edited or moved afterwards: the order
+stands. Only `lorry add` makes it longer: see `adding.py`.
 """
 
 from __future__ import annotations
@@ -203,24 +203,7 @@ def make_order(
     """Write down what is to be done: hashes every file that will be sent, and lays the small ones into the run's folder."""
     ship = folder.path / "ship"
     _lay_out(ship)
-    items: list[Item] = []
-    specs: list[JobSpec] = []
-    bases: dict[Path, str] = {}
-    for job in jobs:
-        local = job.local_base
-        if local is not None and local not in bases:
-            bases[local], files = base_items(local)
-            items += files
-        base = job.base.location if local is None else bases[local]
-        places = {}
-        for key, (chosen, used) in job.folders.items():
-            there = f"jobs/{job.name}/{'data' if key == 'dataset' else key}"
-            items += [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
-            places[key] = f"{there}/{chosen.name}"
-        specs.append(spec_of(job, base=base, **places))
-        target = ship / "jobs" / job.name / "job.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(specs[-1].model_dump_json(indent=1))
+    specs, items = written_down(jobs, ship)
     items += items_below(ship, "")
     order = Order(
         run=folder.id,
@@ -239,6 +222,34 @@ def make_order(
     )
     write_order(folder, order)
     return order
+
+
+def written_down(jobs: Sequence[CheckedJob], ship: Path) -> tuple[list[JobSpec], list[Item]]:
+    """The trainer's view of these jobs, laid below `ship` too, and what is sent for them besides that."""
+    items: list[Item] = []
+    specs: list[JobSpec] = []
+    bases: dict[Path, str] = {}
+    for job in jobs:
+        local = job.local_base
+        if local is not None and local not in bases:
+            bases[local], files = base_items(local)
+            items += files
+        base = job.base.location if local is None else bases[local]
+        places = {}
+        for key, (chosen, used) in job.folders.items():
+            there = f"jobs/{job.name}/{'data' if key == 'dataset' else key}"
+            items += [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
+            places[key] = f"{there}/{chosen.name}"
+        specs.append(spec_of(job, base=base, **places))
+        target = ship / spec_file(job.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(specs[-1].model_dump_json(indent=1))
+    return specs, items
+
+
+def spec_file(job: str) -> str:
+    """Where a job's spec lies, below the session's folder and below what is shipped."""
+    return f"jobs/{job}/job.json"
 
 
 def write_order(folder: RunFolder, order: Order) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 from . import console
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
-from .file.check import check, refusal
+from .file.check import both, check, refusal
+from .file.joining import joined
 from .hub import Hub, HubBase, HubSilent
 from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, requirements, saving_often
@@ -33,19 +34,28 @@ class Ready:
     """Bases that the machine will fetch, at the commits of now."""
 
 
-def checked_config(file: Path | None) -> tuple[RunConfig, list[CheckedJob]]:
-    """Read and check; warnings are said. Raises `ConfigError` or `DatasetError` with everything that is wrong."""
-    config = load(find(file))
-    looked = check(config)
+def configs_of(files: Sequence[Path] | None) -> list[RunConfig]:
+    """The files that are named, read; without any the one of this folder. Raises `ConfigError`."""
+    return [load(find(file)) for file in files] if files else [load(find(None))]
+
+
+def checked_config(files: Sequence[Path] | None, *, given: Collection[str] = ()) -> tuple[RunConfig, list[CheckedJob]]:
+    """Read and check, several files as one; warnings are said. Raises `ConfigError` or `DatasetError` with everything that is wrong."""
+    configs = configs_of(files)
+    config = joined(configs, given=given)
+    looked = both([check(one) for one in configs])
     if wrong := refusal(looked):
         raise wrong
     console.findings(looked.findings)
     return config, checked_jobs(config, looked)
 
 
-def prepare(file: Path | None, tools: Tools, *, providers: Sequence[str] | None, budget: str | None, unguarded: bool = False) -> Ready:
+def prepare(
+    files: Sequence[Path] | None, tools: Tools, *, providers: Sequence[str] | None, budget: str | None, unguarded: bool = False
+) -> Ready:
     """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too."""
-    config, jobs = checked_config(file)
+    given = [*(["providers"] if providers else []), *(["max_usd"] if budget else [])]
+    config, jobs = checked_config(files, given=given)
     if providers:
         config = with_providers(config, providers)
     cap = cap_of(budget) if budget else config.budget.max_usd

@@ -6,6 +6,7 @@ puller's business.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,6 +118,11 @@ class Progress:
         """Every file that is ready over there, by path; a later commit of the same path wins."""
         self.warnings: list[str] = []
         self.status: Status | None = None
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Jobs that were added; what is known of one stays."""
+        for name in names:
+            self.jobs.setdefault(name, JobProgress(name))
 
     def take(self, event: AnyEvent) -> None:
         """Fold one event in. Jobs that we did not send are ignored, and so is what no training can tell."""

@@ -17,12 +17,14 @@ from pydantic import ValidationError
 from trainer.protocol import Committed, EventReader, Session, Status
 
 from . import commands
+from .adding import Latecomers
 from .budget import SHORTEST_LIFE_S, WAY_OUT_S
 from .cap.terms import Terms, session_there
 from .crashpoints import crashpoint
 from .errors import IntegrityError, Interrupted, MachineFailed, OverBudget, ResultsIncomplete
 from .fetch import Arrived, Damaged, fetch, is_home
 from .lifecycle import Phase, Signal
+from .machines import guarding
 from .machines.reaching import Machine
 from .progress import Progress
 from .shell import LocalTrouble
@@ -161,21 +163,27 @@ def watch(trip: Trip, machine: Machine, python: str) -> str:
     guard = Guard(revive=lambda: start(trip, machine, python), last_words=lambda: _last_words(trip, machine))
     feed.catch_up()
     trip.enter("training", "")
-    terms = Terms(trip=trip, machine=machine)
+    terms, late = Terms(trip=trip, machine=machine), Latecomers(trip=trip, machine=machine)
     terms.begin()
+    late.begin()
     while True:
         trip.check_urgent()
         status = feed.status()
         moved = feed.read_on()
         if status is not None:
             trip.progress.hear(status)
-            if status.state == "ended" and not moved:
+            if status.state == "ended" and late.expected(status):
+                guarding.renew(trip, machine)  # they are trained on this machine
+            elif status.state == "ended" and not moved:
                 trip.ledger.record(Signal.ENDED, attempt=machine.number, reason=status.reason)
                 return status.reason
         if _overdue(trip, machine):
             trip.say("the machine trains on beyond the cap's end; what is there is fetched and it is given back")
             trip.ledger.record(Signal.ENDED, attempt=machine.number, reason="deadline")
             return "deadline"
+        if late.go_on():
+            terms.begin()
+            start(trip, machine, python)  # a supervisor that had come to its end in the meantime goes on
         fetched = puller.fetch_next()
         if puller.damaged and not fetched and not puller.trouble:
             raise puller.damaged[0]  # all the others are at home

@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "check": Entry("check", "Find everything wrong in config and datasets; no network, no torch.", "Start"),
     "plan": Entry("plan", "Rank the offers by what the whole run costs; rent nothing.", "Start"),
     "run": Entry("run", "Rent, train every LoRA of the file, bring them home, destroy.", "Start"),
+    "add": Entry("add", "Add LoRAs to a run while its machine trains.", "Start"),
     "train": Entry("train", "Train the LoRAs of a config on this computer; rents nothing.", "Start"),
     "ps": Entry("look", "List the runs under way, and any machine that may still bill.", "Watch"),
     "logs": Entry("look", "Print what a run's machines have told: phases, steps, losses.", "Watch"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .common import ConfigFile, Json
+from .common import ConfigFiles, Json
 
 
-def check(file: ConfigFile = None, json: Json = False) -> int:
+def check(file: ConfigFiles = None, json: Json = False) -> int:
     """Find everything wrong in config and datasets; no network, no torch.
 
     Reads the config, every picture and caption that it names, and the headers of the bases. Changes nothing and rents nothing. Ends
@@ -14,17 +14,20 @@ def check(file: ConfigFile = None, json: Json = False) -> int:
     Examples:
       lorry check
       lorry check autumn.lorry.toml
+      lorry check lisa.toml forest.toml      also whether they can be one session
       lorry check --json | jq -r '.[].message'
     """
     from orchestrator import console
-    from orchestrator.config import find, load
     from orchestrator.errors import ConfigError
+    from orchestrator.file.check import both, counts, refusal, summary
     from orchestrator.file.check import check as look
-    from orchestrator.file.check import counts, refusal, summary
+    from orchestrator.file.joining import joined
+    from orchestrator.prepare import configs_of
 
     try:
-        config = load(find(file))
-        checked = look(config)
+        configs = configs_of(file)
+        joined(configs)
+        checked = both([look(config) for config in configs])
     except ConfigError as error:
         if not json:
             raise
@@ -41,5 +44,5 @@ def check(file: ConfigFile = None, json: Json = False) -> int:
         for line in summary(job):
             console.out(line)
     found = counts(checked.findings)
-    console.talk(f"{config.file}: nothing stands in the way{f' ({found})' if found else ''}")
+    console.talk(f"{', '.join(str(config.file) for config in configs)}: nothing stands in the way{f' ({found})' if found else ''}")
     return 0

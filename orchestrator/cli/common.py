@@ -29,6 +29,14 @@ ConfigFile = Annotated[
     Path | None,
     typer.Argument(metavar="[FILE]", help="The config. Without it: ./lorry.toml, or the only *.lorry.toml here.", show_default=False),
 ]
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[FILE]...",
+        help="The config; several are joined into one session. Without any: ./lorry.toml, or the only *.lorry.toml here.",
+        show_default=False,
+    ),
+]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its beginning.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all talk goes to stderr.")]
 Budget = Annotated[
@@ -57,4 +65,4 @@ def version() -> str:
         return "of a checkout that is not installed"
 
 
-__all__ = ["Budget", "Command", "ConfigFile", "Json", "Providers", "Run", "Yes", "subcommands", "version"]
+__all__ = ["Budget", "Command", "ConfigFile", "ConfigFiles", "Json", "Providers", "Run", "Yes", "subcommands", "version"]

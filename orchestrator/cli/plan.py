@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Budget, ConfigFile, Json, Providers
+from .common import Budget, ConfigFiles, Json, Providers
 
 if TYPE_CHECKING:
     from orchestrator.machines.memory import Memory
 
 
-def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
+def plan(file: ConfigFiles = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
     """Rank the offers by what the whole run costs; rent nothing.
 
     The estimate is a simple one for now: published figures, not yet calibrated by measurement.
@@ -20,6 +20,7 @@ def plan(file: ConfigFile = None, provider: Providers = None, budget: Budget = N
     Examples:
       lorry plan
       lorry plan autumn.toml --provider sandbox
+      lorry plan lisa.toml forest.toml       both in one session
       lorry plan --json | jq '.candidates[0].usd.p90'
     """
     from orchestrator import console

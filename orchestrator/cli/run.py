@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Budget, ConfigFile, Json, Providers, Run, Yes
+from .common import Budget, ConfigFiles, Json, Providers, Run, Yes
 
 if TYPE_CHECKING:
     from orchestrator.home import RunFolder
@@ -21,7 +21,7 @@ NoKeeper = Annotated[bool, typer.Option("--no-keeper", help="Should this lorry b
 
 
 def run(  # noqa: PLR0917  options, each with its name
-    file: ConfigFile = None,
+    file: ConfigFiles = None,
     provider: Providers = None,
     budget: Budget = None,
     yes: Yes = False,
@@ -40,6 +40,7 @@ def run(  # noqa: PLR0917  options, each with its name
     Examples:
       lorry run                              the lorry.toml of this folder
       lorry run autumn.toml --budget 3 -y
+      lorry run lisa.toml forest.toml        one session for the jobs of both
       lorry run --provider sandbox -y        a rehearsal on the practice cloud; costs nothing
       lorry run -y --json > receipt.json     events as JSON lines on stderr
     """

@@ -37,6 +37,7 @@ JSON: dict[str, str] = {
     "check": "a list of findings: code, path, line, message, hint, severity; empty when nothing is wrong",
     "plan": "candidates, best first, each with every phase's seconds and dollars",
     "run": _RECEIPT,
+    "add": "run, added: names, taken: whether the run has them by now, expected_usd",
     "train": "jobs, in the words of the receipt, and exit_code",
     "ps": "a list of receipts, each with driven and kept: whether a lorry on this computer, or its keeper, looks after it",
     "logs": "JSON lines, one event each",

@@ -92,6 +92,12 @@ def check(config: RunConfig) -> Checked:
     return Checked(jobs=tuple(job for job, _ in looked), findings=tuple(findings))
 
 
+def both(checks: Sequence[Checked]) -> Checked:
+    """Of several configs that are to be one session."""
+    found = dict.fromkeys(finding for one in checks for finding in one.findings)  # two files may name one folder
+    return Checked(jobs=tuple(job for one in checks for job in one.jobs), findings=tuple(found))
+
+
 def refusal(checked: Checked) -> WithFindings | None:
     """The error that keeps a run from starting; None when all is well. Wrong values go before wrong pictures."""
     if not checked.errors:

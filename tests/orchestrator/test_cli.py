@@ -160,7 +160,7 @@ def test_an_unknown_command_is_answered_with_the_nearest(capsys):
     assert (said.out, said.err) == ("", "error: there is no command 'chek'\nhint: did you mean `lorry check`?\n")
 
 
-@pytest.mark.parametrize("arguments", [["check", "--jsn"], ["check", "a", "b"], ["--nothing"], ["init", "--dataset"], ["\x1b[31mx"]])
+@pytest.mark.parametrize("arguments", [["check", "--jsn"], ["stop", "a", "b"], ["--nothing"], ["init", "--dataset"], ["\x1b[31mx"]])
 def test_a_wrong_call_ends_with_2_and_says_where_help_is(arguments, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr()

@@ -239,7 +239,7 @@ def test_stopped_together_and_gone_on_together_is_undisturbed_bit_for_bit(train:
         assert torch.equal(weights(root, "halt", name), weights(root, "calm", name))
 
 
-LATE: list[dict[str, Any]] = [*TRIO[:2], {**TRIO[2], "name": "dora", "arrives_at": 3, "rank": 2}]
+LATE: list[dict[str, Any]] = [*TRIO[:2], {**TRIO[2], "name": "dora", "arrives_at": 3, "rank": 2, "learning_rate": 1e-3}]
 
 
 def test_a_job_that_arrives_joins_the_passes_of_those_under_way(
