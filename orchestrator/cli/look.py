@@ -146,7 +146,8 @@ def cost(
     for folder in [home.run(run)] if run else home.runs():
         bills = billed(folder, tools)
         told = account(folder, tools, bills)
-        sums = {"run": told["run"], "status": told["status"], **told["cost"], "phases": told["phases"]}
+        sums = {"run": told["run"], "status": told["status"], **told["cost"], "phases": told["phases"], "paid": told["paid"]}
+        sums["jobs"] = [{key: job[key] for key in ("name", "seconds", "usd")} for job in told["jobs"]]
         documents.append(sums | explained(folder, tools.clock.now(), bills))
     if json:
         console.json_document(documents)

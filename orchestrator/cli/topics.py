@@ -48,9 +48,10 @@ JSON: dict[str, str] = {
     "resume": _RECEIPT,
     "down": _RECEIPT,
     "reap": "a list of machines and what became of each",
-    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases, lines, differences (usd, why), bills",
+    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases, paid (seconds, in_steps_s, share), jobs (name, seconds, usd),"
+    " lines, differences (usd, why), bills",
     "offers": "a list of offers",
-    "convert": "file, sha256, family, format, layers, ranks, kept_energy, from, loads_in: program, loads (yes, partly, no, unknown), why",
+    "convert": "file, sha256, family, format, layers, ranks, kept_energy, from, changed_beside, loads_in: program, loads (yes, ...), why",
     "login": "provider, account, id, balance_usd, auto_pay, lacks, kept_in, address, overruled_by; never the key",
     "logout": "provider, was_kept, still_in_environment",
     "doctor": "checks: subject, health (ok, warning, trouble), said, hint, exit_code; with --drill: what was seen, step by step",

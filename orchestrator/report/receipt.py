@@ -19,9 +19,12 @@ from orchestrator.ledger import Book, Entry, read_entries
 from orchestrator.lifecycle import Signal
 from orchestrator.progress import JobProgress, Progress
 from orchestrator.ship import hash_file
+from orchestrator.view import duration
 from orchestrator.watch import pieces, replay
 
 from .attempts import attempts, in_lines
+from .paid import by_job, paid, rentals
+from .paid import in_words as in_words_paid
 
 STATUS_OF_EXIT = {
     0: "done",
@@ -50,15 +53,20 @@ def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = No
     exit_code = 10 if book.open_attempts and book.closed is not None else int((book.closed or {}).get("exit_code", 0))
     status = STATUS_OF_EXIT.get(exit_code, EXIT_CODES.get(exit_code, "failed")) if book.closed is not None else _living_status(book)
     report = folder.path / "report.html"
+    jobs = progress_of(folder).jobs
+    until = book.closed_at if not book.open_attempts and book.closed_at else now
+    machines = rentals(folder, book.attempts.values(), until)
+    shares = by_job(machines, list(jobs))
     return {
         "run": folder.id,
         "status": status,
         "exit_code": exit_code,
         "message": str((book.closed or {}).get("message", "")),
         "hint": str((book.closed or {}).get("hint", "")),
-        "jobs": [job_document(folder.job(name), name, job, cut=name in book.cut) for name, job in progress_of(folder).jobs.items()],
+        "jobs": [job_document(folder.job(name), name, job, cut=name in book.cut) | shares[name] for name, job in jobs.items()],
         "machines": attempts(entries, book, now),
         "phases": phases(entries),
+        "paid": paid(machines),
         "cost": _cost(folder, book, now, billed_usd),
         "report": str(report) if report.exists() else None,
         "folder": str(folder.path),
@@ -146,7 +154,8 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     cost = document["cost"]
     lines = [f"receipt of {document['run']}: {document['status']}"]
     for job in document["jobs"]:
-        lines.append(f"  {job['name']}: {job['status']}, {job['steps']} of {job['steps_planned']} steps")
+        share = f", {duration(job['seconds'])} for ${job['usd']:.4f}" if job["seconds"] else ""
+        lines.append(f"  {job['name']}: {job['status']}, {job['steps']} of {job['steps_planned']} steps{share}")
         lines.append(f"    adapter {job['adapter'] or 'none'}")
         if job["message"]:
             lines.append(f"    {job['message']}")
@@ -155,6 +164,8 @@ def in_words(document: Mapping[str, Any]) -> list[str]:
     for phase in document["phases"]:  # of all machines together
         took[phase["phase"]] = took.get(phase["phase"], 0.0) + phase["seconds"]
     lines += [f"    {name:<18} {seconds:>8.1f} s" for name, seconds in took.items()]
+    if worth := in_words_paid(document["paid"]):
+        lines.append(f"  {worth}")
     p50 = cost["estimated_usd"].get("p50")
     estimated = f"estimated ${p50:.4f} (P90 ${cost['estimated_usd']['p90']:.4f}), " if p50 is not None else ""
     billed = f"billed ${cost['billed_usd']:.4f}" if cost["billed_usd"] is not None else "not billed yet"
