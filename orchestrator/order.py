@@ -25,6 +25,7 @@ from trainer.protocol import JobSpec
 
 from . import commands, plan
 from .budget import traffic_usd
+from .cleaning import cleaned
 from .config import LoraConfig, RunConfig
 from .file.check import Checked, JobCheck
 from .home import RunFolder
@@ -238,7 +239,8 @@ def written_down(jobs: Sequence[CheckedJob], ship: Path) -> tuple[list[JobSpec],
         places = {}
         for key, (chosen, used) in job.folders.items():
             there = f"jobs/{job.name}/{'data' if key == 'dataset' else key}"
-            items += [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
+            found = [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
+            items += found if job.config.keep_metadata else cleaned(found, ship.with_name("clean"))
             places[key] = f"{there}/{chosen.name}"
         specs.append(spec_of(job, base=base, **places))
         target = ship / spec_file(job.name)

@@ -59,6 +59,7 @@ def prepare(
     if providers:
         config = with_providers(config, providers)
     cap = cap_of(budget) if budget else config.budget.max_usd
+    tools.view.say(to_be_sent(jobs))
     hub, jobs = looked_up(jobs, Hub.from_environment(os.environ), tools)
     work = load_of(jobs)
     if hub:
@@ -74,6 +75,17 @@ def prepare(
         work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
         plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap, hub=hub)
+
+
+def to_be_sent(jobs: Sequence[CheckedJob]) -> str:
+    """What of the user's own would go to a stranger's machine, by count and size."""
+    files = {file for job in jobs for file in job.files}
+    bases = {job.local_base.name for job in jobs if job.local_base is not None}
+    told = [job.name for job in jobs if job.config.keep_metadata]
+    rest = f", and {', '.join(sorted(bases))}" if bases else ""
+    size = sum(file.stat().st_size for file in files) / 1e6
+    left_out = f"with place, time and camera for {', '.join(told)}" if told else "pictures without place, time and camera"
+    return f"what is sent of yours: {len(files)} files, {size:.1f} MB{rest}; {left_out}"
 
 
 def looked_up(jobs: Sequence[CheckedJob], hub: Hub, tools: Tools) -> tuple[tuple[HubBase, ...], list[CheckedJob]]:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO
 
-from . import commands
+from . import commands, confine
 from .errors import DatasetError, Finding, MachineFailed, UsageError
 from .shell import CommandFailed, LocalTrouble, Shell
 
@@ -39,7 +40,8 @@ RSYNC_TRIES = 20
 """In a row, none of which got a byte on. Before each one the machine has let us in again, so the line is not simply down."""
 NO_USE = frozenset({1, 2, 3, 4, 6, 11, 13, 14, 21, 22, 23})
 """Exits of rsync that another try does not mend: usage, files, disk. The others are the line's."""
-CHUNK_BYTES = 1024 * 1024
+CONFINE = Path(confine.__file__)
+"""Started as a program of its own before rsync, which reads what is sent and nothing else where the kernel sees to that."""
 
 Moved = Callable[[int], None]
 """Told the bytes that have arrived since the last call."""
@@ -95,14 +97,22 @@ def _manifest_line(digest: str, name: str) -> str:
 
 
 def item(root: Path, name: str, folder: str, *, follow: bool = False) -> Item:
-    """Look at a file and hash it. Raises `DatasetError` for a link, unless told to follow: what it points to was not asked to be sent."""
+    """Look at a file and hash it.
+
+    Raises `DatasetError` for a link, unless told to follow: what it points to was not asked to be sent. The folder that the user named, the
+    first of `name`, may be one. And for what is no file, say a pipe, which could be read for ever.
+    """
     source = root / name
-    if source.is_symlink() and not follow:
-        link = Finding(
-            code="LRY-DATA-LINK", path=str(source), message="is a link", hint="put the file itself there; links are not followed"
-        )
-        raise DatasetError("a link cannot be sent", [link])
+    on_the_way = [source, *list(source.parents)[: max(0, len(Path(name).parts) - 2)]]
+    if not follow and (links := [path for path in on_the_way if path.is_symlink()]):
+        raise _not_sent("LRY-DATA-LINK", links[-1], "is a link", "put the file itself there; links are not followed")
+    if not source.is_file():
+        raise _not_sent("LRY-DATA-CHANGED", source, "is no file (any more)", "let the folder rest, then run again")
     return Item(root=root, name=name, folder=folder, size=source.stat().st_size, sha256=hash_file(source))
+
+
+def _not_sent(code: str, path: Path, message: str, hint: str) -> DatasetError:
+    return DatasetError(f"{path} {message}", [Finding(code=code, path=str(path), message=message, hint=hint)])
 
 
 def hash_file(path: Path) -> str:
@@ -233,6 +243,7 @@ def _rsync(
 ) -> tuple[int, int, str]:
     """One run of rsync: the bytes that it moved, its exit code, and its words when it failed."""
     argv = [
+        *(sys.executable, "-I", "-S", str(CONFINE), str(root), str(shell.keys.private), str(shell.keys.known_hosts), "--"),
         _local_rsync() or "rsync",
         *("--times", links, "--no-devices", "--no-specials", "--no-implied-dirs", "--protect-args", "--partial-dir=.rsync-partial"),
         *("--files-from=-", "--from0", "--info=progress2", "--no-human-readable", "--outbuf=L", "--timeout=30"),

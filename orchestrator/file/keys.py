@@ -105,6 +105,9 @@ class LoraConfig(TrainingOptions):
     base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
     base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
     family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")
+    keep_metadata: bool = Field(
+        False, description="Send pictures with what they tell of place, time and camera, which is left out of what is sent otherwise."
+    )
     recipe: str | None = Field(None, description="Values to start from, as `lorry init` lists them; keys written in the file win.")
 
     def training_options(self) -> TrainingOptions:

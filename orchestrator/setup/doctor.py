@@ -17,6 +17,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+from orchestrator import confine
 from orchestrator.budget import GIB
 from orchestrator.errors import UsageError
 from orchestrator.home import Home
@@ -90,6 +91,7 @@ def this_computer(home: Home) -> Iterator[Check]:
     yield _home(home)
     yield _room(home.path)
     yield _rsync()
+    yield _confinement()
     yield _ssh()
     yield ok("paramiko", installed("paramiko"))
     yield _keyring()
@@ -150,6 +152,13 @@ def _rsync() -> Check:
     if "openrsync" in words:
         return warning("rsync", "macOS's own openrsync, which lorry cannot use: files go by SFTP", "brew install rsync")
     return _judged("rsync", version_in(words), words)
+
+
+def _confinement() -> Check:
+    """Whether a hostile machine that talks rsync into something finds nothing to read."""
+    if version := confine.abi():
+        return ok("confinement", f"Landlock {version}: rsync can read what is sent and nothing else")
+    return ok("confinement", "none here (Landlock is Linux's, since 5.13): rsync can read what you can, so keep it up to date")
 
 
 def _ssh() -> Check:

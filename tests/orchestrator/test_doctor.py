@@ -112,7 +112,7 @@ def of(subject: str) -> Check:
 
 def test_a_sound_computer_is_well_and_nothing_is_asked_of_anybody(home: Path) -> None:
     checks = list(doctor.this_computer(Home.from_env()))
-    assert {"Python", "system", "LORRY_HOME", "disk", "rsync", "ssh", "paramiko", "keyring", "open files", "terminal"} == {
+    assert {"Python", "system", "LORRY_HOME", "disk", "rsync", "confinement", "ssh", "paramiko", "keyring", "open files", "terminal"} == {
         check.subject for check in checks
     }
     assert exit_code(checks) == 0

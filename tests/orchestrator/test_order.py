@@ -337,3 +337,30 @@ def test_a_plan_with_interruptible_machines_counts_the_saves_that_it_adds_and_sa
     assert ready.load.jobs[1].saves == 1 + ready.load.jobs[1].steps // every > 2
     assert ready.plan.load == ready.load
     assert any(f"forest every {every} steps" in line and "lisa" not in line for line in view.said)
+
+
+def test_pictures_are_sent_without_where_and_when_they_were_taken_unless_told_otherwise(tmp_path: Path):
+    """The user's own file keeps it; a clean picture is sent as it lies, from where it lies."""
+    desk = Desk(tmp_path, "base")
+    told = Image.Exif()
+    told[0x0112], told[0x010E] = 6, "Canary Street 7"
+    photo = tmp_path / "data sets/lisa/6_lisabp woman/it's 0.png"
+    Image.new("RGB", (512, 512), (9, 9, 9)).save(photo, exif=told)
+    before = photo.read_bytes()
+
+    sent = {i.remote: i for i in desk.order().items}
+    item = sent["jobs/lisa/data/lisa/6_lisabp woman/it's 0.png"]
+    data = item.source.read_bytes()
+    assert (item.size, item.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert b"Canary" in before
+    assert b"Canary" not in data
+    with Image.open(item.source) as image:
+        assert image.getexif()[0x0112] == 6, "which way is up still stands in it"
+    assert photo.read_bytes() == before
+    clean = sent["jobs/lisa/data/lisa/6_lisabp woman/it's 1.png"]
+    assert clean.source == photo.with_name("it's 1.png")
+
+    kept = [replace(job, config=job.config.model_copy(update={"keep_metadata": True})) for job in desk.jobs]
+    folder = Home(tmp_path / "home").new_run("kept")
+    order = make_order(desk.config, kept, desk.load, folder, cap_usd=desk.config.budget.max_usd, disk_gib=10)
+    assert photo in {i.source for i in order.items}

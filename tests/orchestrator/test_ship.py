@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from fakes import write
 from machines import Host, Proxy, eventually, machine
 
-from orchestrator import commands, ship
+from orchestrator import commands, confine, ship
 from orchestrator.errors import DatasetError, IntegrityError, Interrupted, MachineFailed, UsageError
 from orchestrator.shell import Shell
 from orchestrator.ship import Item, Shipment, base_items, item, items_below, send
@@ -331,3 +332,40 @@ def test_another_machine_behind_the_address_gets_nothing(host: Host, tmp_path: P
         with pytest.raises(IntegrityError):
             go(shell, sent)
         assert not (other.root / "lorry").exists()
+
+
+def test_a_folder_that_is_a_link_leads_nowhere_and_a_pipe_is_not_waited_for(tmp_path: Path):
+    """What lies behind was never asked to be sent; nothing ever comes out of a pipe."""
+    write(tmp_path / "private" / "a.png", b"x")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "6_lisa").symlink_to(tmp_path / "private")
+    os.mkfifo(tmp_path / "d" / "b.png")
+    for name, words in (("d/6_lisa/a.png", "6_lisa is a link"), ("d/b.png", "b.png is no file")):
+        with pytest.raises(DatasetError, match=words):
+            item(tmp_path, name, "jobs/lisa/data")
+
+
+NO_LANDLOCK = pytest.mark.skipif(not confine.abi(), reason="this kernel has no Landlock")
+
+
+@NO_LANDLOCK
+def test_rsync_can_read_what_is_sent_and_nothing_else_of_this_computer(tmp_path: Path):
+    """Whatever the other side talks it into: here `sh` stands for an rsync that does all it is told."""
+    private, listed = write(tmp_path / "private.txt", b"private"), write(tmp_path / "d" / "listed.png", b"listed")
+    write(tmp_path / "d" / "unlisted.png", b"unlisted")
+    tries = 'cat "$1"; cat d/listed.png; cat d/unlisted.png; ls d; echo x >d/new; echo x >>d/listed.png; rm d/listed.png'
+    names = tmp_path / "names"
+    names.write_bytes(b"./listed.png\0")
+    command = [sys.executable, "-I", "-S", str(ship.CONFINE), str(tmp_path / "d"), "--", "/bin/sh", "-c", tries, "sh", str(private)]
+    with names.open("rb") as stdin:
+        done = subprocess.run(command, cwd=tmp_path, stdin=stdin, capture_output=True, text=True, check=False)
+    assert done.stdout == "listed"
+    assert done.stderr.lower().count("permission denied") == 6
+    assert listed.read_bytes() == b"listed"
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["listed.png", "unlisted.png"]
+
+
+def test_without_landlock_rsync_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(confine, "abi", lambda: 0)
+    assert confine.confine([], []) is False
+    assert list(tmp_path.iterdir()) == [], "and reads on"
