@@ -1,10 +1,15 @@
-"""Making a machine able to train: what is missing is sent and verified, the Python environment is built. Safe to repeat at any point."""
+"""Making a machine able to train: what is missing is sent and verified, while the machine installs its programs and fetches its bases.
+
+Safe to repeat at any point.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
 
 from . import commands
 from .crashpoints import crashpoint
@@ -13,7 +18,7 @@ from .hub import TOKEN_ENV, URL, Hub, HubBase, HubRefused
 from .lifecycle import Phase, Signal
 from .machines.reaching import Machine
 from .order import CHECKPOINTS_KEPT
-from .ship import Shipment, item, send
+from .ship import BASES, Shipment, item, send
 from .trip import Trip
 
 FETCH_PATIENCE_S = 3600.0
@@ -22,6 +27,10 @@ SETUP_PATIENCE_S, SETUP_POLL_S = 1800.0, 0.5
 """Installing diffusers and its kin took 40 s where it was measured; a slow line may need many times that."""
 PACKAGES_BYTES = 250_000_000
 """What a machine fetches whose image lacks them; an estimate, on the careful side."""
+LOOK_S = 2.0
+"""How often a machine that prepares itself is asked how far it is, while something is sent to it."""
+DATA = ("jobs/", f"{BASES}/")
+"""Where in the session's folder lies what only training needs."""
 ENTRY_BYTES = 256 * 1024**2
 """So much is sent between two entries of the book: what a killed lorry had sent is on the meter, but for less than that."""
 
@@ -49,59 +58,120 @@ def ship(trip: Trip, machine: Machine) -> str:
             book()
 
     base = int(trip.order.load.hub_bytes)  # the machine fetches it by itself, at our cost
+    programs, data = in_two(shipment)
+    preparing, begun_s = Preparing(trip=trip, machine=machine), trip.clock.monotonic_s()
     try:
-        send(machine.shell, trip.order.root, shipment, moved, check=trip.check_boot)
+        send(machine.shell, trip.order.root, programs, moved, check=trip.check_boot)
+        preparing.look()
+        if data.items:  # while the machine installs its programs and fetches its bases
+            send(machine.shell, trip.order.root, data, moved, check=preparing.check)
     finally:  # what was sent is paid for, whatever became of it
         book(fetched=base)
-    python = set_up(trip, machine)
-    fetch_bases(trip, machine, python)
+    sent_s = trip.clock.monotonic_s() - begun_s
+    python = preparing.wait()
     if python.endswith(commands.environment(trip.order.root)):
         book(fetched=base + PACKAGES_BYTES)
-    trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size)
+    took = {"upload_s": round(sent_s, 1), "whole_s": round(trip.clock.monotonic_s() - begun_s, 1)} | preparing.took_s
+    trip.ledger.record(Signal.SHIPPED, attempt=machine.number, files=len(shipment.items), bytes=shipment.size, **took)
     trip.check_boot()
     return python
 
 
-def set_up(trip: Trip, machine: Machine) -> str:
-    """Have the machine build its Python environment, and wait for it; returns the interpreter. Raises `MachineFailed`."""
-    trip.enter("set-up", "the trainer's Python environment")
-    until = trip.clock.monotonic_s() + SETUP_PATIENCE_S
-    while trip.clock.monotonic_s() < until:
-        trip.check_boot()
-        answer = machine.shell.check(commands.set_up(trip.order.root)).decode(errors="replace").strip()
-        state, _, words = answer.partition(" ")
-        if state == "ready":
-            return words
+def in_two(shipment: Shipment) -> tuple[Shipment, Shipment]:
+    """The programs, with which a machine can begin to prepare itself, and the data that may come meanwhile."""
+    programs = tuple(one for one in shipment.items if not one.remote.startswith(DATA))
+    return Shipment(items=programs), Shipment(items=tuple(one for one in shipment.items if one.remote.startswith(DATA)))
+
+
+@dataclass(slots=True, kw_only=True)
+class Preparing:
+    """What a machine does by itself before it can train, asked about again and again: its Python environment, then its bases.
+
+    Both go on over there whoever asks, so that they can be waited for, or looked at while data is sent. What was seen of them is in
+    `took_s`, in seconds.
+    """
+
+    trip: Trip
+    machine: Machine
+    python: str = ""
+    """The interpreter, once there is one."""
+    is_ready: bool = False
+    took_s: dict[str, float] = field(default_factory=dict)
+    _until: float = 0.0
+    _begun: float = 0.0
+    _look_at: float = -inf
+
+    def check(self) -> None:
+        """To be called often while something else goes on; looks now and then."""
+        self.trip.check_boot()
+        if not self.is_ready and self.trip.clock.monotonic_s() >= self._look_at:
+            self.look()
+            self._look_at = self.trip.clock.monotonic_s() + LOOK_S
+
+    def look(self) -> str:
+        """Begin, or ask how far it is; in words. Raises `MachineFailed`."""
+        if self.is_ready:
+            return ""
+        if not self.python:
+            return self._set_up()
+        return self._fetch_bases()
+
+    def wait(self) -> str:
+        """To the end of it; returns the interpreter. Raises `MachineFailed`."""
+        while not self.is_ready:
+            self.trip.check_boot()
+            phase, before = ("base model" if self.python else "set-up"), self.python
+            if self.trip.phase != phase:
+                self.trip.enter(phase, self._subject())
+            words = self.look()
+            if not self.is_ready and self.python == before:
+                self.trip.pulse(words)
+                self.trip.clock.sleep(SETUP_POLL_S)
+        return self.python
+
+    def _subject(self) -> str:
+        size = sum(base.size for base in self.trip.order.hub)
+        return f"{size / 1e9:.1f} GB from the hub" if self.python else "the trainer's Python environment"
+
+    def _set_up(self) -> str:
+        self._expect_an_end(SETUP_PATIENCE_S, "the trainer's environment was not built")
+        state, words = self._asked(commands.set_up(self.trip.order.root))
         if state == "failed":
             raise MachineFailed(f"the trainer's environment could not be built: {words}", hint="another machine.image may do better")
-        trip.pulse(words)
-        trip.clock.sleep(SETUP_POLL_S)
-    raise MachineFailed(f"the trainer's environment was not built within {SETUP_PATIENCE_S / 60:.0f} minutes")
-
-
-def fetch_bases(trip: Trip, machine: Machine, python: str) -> None:
-    """Have the machine fetch its bases from the hub, checked against what the hub told us, and wait for it. Raises `MachineFailed`.
-
-    The token goes over stdin into the memory of one program, and only where the hub gives nothing without one.
-    """
-    if not trip.order.hub:
-        return
-    size = sum(base.size for base in trip.order.hub)
-    trip.enter("base model", f"{size / 1e9:.1f} GB from the hub")
-    until = trip.clock.monotonic_s() + FETCH_PATIENCE_S
-    ask, command = b"", commands.fetch_bases(trip.order.root, python)
-    while trip.clock.monotonic_s() < until:
-        trip.check_boot()
-        state, _, words = machine.shell.check(command, stdin=ask).decode(errors="replace").strip().partition(" ")
-        ask = hub_order(trip.order.hub, Hub.from_environment(os.environ)) if state == "wanted" else b""
         if state == "ready":
-            return
+            self.python = words
+            self._ended("set_up_s")
+            self.is_ready = not self.trip.order.hub
+        return words
+
+    def _fetch_bases(self) -> str:
+        """From the hub, checked against what it told us. A token goes over stdin into one program's memory, and only where it is needed."""
+        self._expect_an_end(FETCH_PATIENCE_S, "the base was not fetched")
+        command = commands.fetch_bases(self.trip.order.root, self.python)
+        state, words = self._asked(command)
+        if state == "wanted":
+            state, words = self._asked(command, hub_order(self.trip.order.hub, Hub.from_environment(os.environ)))
         if state == "failed":
             raise MachineFailed(f"the base could not be fetched over there: {words}")
-        if not ask:
-            trip.pulse(words)
-            trip.clock.sleep(SETUP_POLL_S)
-    raise MachineFailed(f"the base was not fetched within {FETCH_PATIENCE_S / 60:.0f} minutes")
+        if state == "ready":
+            self._ended("base_s")
+            self.is_ready = True
+        return words
+
+    def _asked(self, command: commands.Argv, stdin: bytes = b"") -> tuple[str, str]:
+        state, _, words = self.machine.shell.check(command, stdin=stdin).decode(errors="replace").strip().partition(" ")
+        return state, words
+
+    def _expect_an_end(self, patience_s: float, words: str) -> None:
+        now = self.trip.clock.monotonic_s()
+        if not self._until:
+            self._begun, self._until = now, now + patience_s
+        if now > self._until:
+            raise MachineFailed(f"{words} within {patience_s / 60:.0f} minutes")
+
+    def _ended(self, name: str) -> None:
+        self.took_s[name] = round(self.trip.clock.monotonic_s() - self._begun, 1)
+        self._until = 0.0
 
 
 def hub_order(bases: Sequence[HubBase], hub: Hub) -> bytes:

@@ -48,8 +48,8 @@ JSON: dict[str, str] = {
     "resume": _RECEIPT,
     "down": _RECEIPT,
     "reap": "a list of machines and what became of each",
-    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases, paid (seconds, in_steps_s, share), jobs (name, seconds, usd),"
-    " lines, differences (usd, why), bills",
+    "cost": "a list: run, status, estimated_usd, metered_usd, billed_usd, cap_usd, phases, paid (seconds, in_steps_s, share),"
+    " jobs (name, seconds, usd), lines, differences (usd, why), bills",
     "offers": "a list of offers",
     "convert": "file, sha256, family, format, layers, ranks, kept_energy, from, changed_beside, loads_in: program, loads (yes, ...), why",
     "login": "provider, account, id, balance_usd, auto_pay, lacks, kept_in, address, overruled_by; never the key",

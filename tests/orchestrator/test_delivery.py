@@ -10,12 +10,14 @@ import pytest
 from fakes import an_order, offer, spec
 from test_watch import World
 
-from orchestrator import delivery
+from orchestrator import commands, delivery
 from orchestrator.delivery import ENTRY_BYTES, PACKAGES_BYTES, ship
 from orchestrator.errors import MachineFailed
+from orchestrator.hub import HubBase
 from orchestrator.lease import Lease, usage_of
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
+from orchestrator.ship import Item
 
 BASE = 4_300_000_000
 
@@ -96,3 +98,49 @@ def test_packages_that_the_machine_had_to_fetch_count_and_those_of_its_image_do_
     unsent.shell.on_command = lambda _: f"ready /root/{unsent.order.root}/env/python".encode()
     ship(unsent.trip, unsent.machine)
     assert unsent.uploaded == 10 + BASE + PACKAGES_BYTES
+
+
+def test_a_machine_prepares_itself_while_data_is_sent(unsent: Unsent, monkeypatch: pytest.MonkeyPatch):
+    """Its environment takes ten seconds and its base thirty: both are there before the last picture, and the book says so."""
+    data = [Item(root=Path("/"), name=f"{n}.png", folder="jobs/lisa/data", size=5, sha256="0" * 64) for n in range(3)]
+    programs = [Item(root=Path("/"), name="setup.sh", folder="setup", size=1, sha256="0" * 64)]
+    hub = (HubBase(repo="a/b", revision="0" * 40, files=()),)
+    unsent.trip.order = an_order(unsent.folder, items=(*data, *programs), hub=hub)
+    told: list[str] = []
+    begun: dict[str, float] = {}
+
+    def command(argv: list[str]) -> bytes:
+        what = "set-up" if argv == commands.set_up(unsent.order.root) else "base"
+        told.append(what)
+        since = begun.setdefault(what, unsent.clock.passed_s)
+        return b"ready /usr/bin/python3" if unsent.clock.passed_s - since >= {"set-up": 10, "base": 30}[what] else b"running"
+
+    def send(shell, root, shipment, moved, check):
+        del root
+        told.append(f"{len(shipment.items)} files")
+        for one in shipment.items:
+            for _ in range(20):
+                unsent.clock.passed_s += 1.0
+                check()
+            moved(one.size)
+            shell.uploaded += one.size
+
+    monkeypatch.setattr(delivery, "send", send)
+    unsent.shell.on_command = command
+    assert ship(unsent.trip, unsent.machine) == "/usr/bin/python3"
+    assert told[:4] == ["1 files", "set-up", "3 files", "set-up"]
+    shipped = unsent.ledger.entries[-1].data
+    assert shipped["upload_s"] == shipped["whole_s"] == 80.0, "nothing was waited for after the last picture"
+    assert (shipped["set_up_s"], shipped["base_s"]) == (pytest.approx(10, abs=2), pytest.approx(30, abs=3))
+
+
+def test_a_machine_that_cannot_prepare_itself_is_given_up_before_all_is_sent(unsent: Unsent, sends: Callable[[Sends], None]):
+    unsent.trip.order = an_order(
+        unsent.folder, items=[Item(root=Path("/"), name="1.png", folder="jobs/lisa/data", size=5, sha256="0" * 64)]
+    )
+    calls: list[int] = []
+    sends(lambda _: calls.append(1))
+    unsent.shell.on_command = lambda _: b"failed no space left"
+    with pytest.raises(MachineFailed, match="no space left"):
+        ship(unsent.trip, unsent.machine)
+    assert calls == [1], "the programs, and no picture"
