@@ -6,11 +6,13 @@ Which class a component has is in the family's table. The VAE is kept in fp32, s
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from trainer.base import PIPELINES, read_header, read_metadata
 from trainer.contract import Foundation
 from trainer.errors import BaseModelError
 from trainer.families.model import Family, Model
+from trainer.startup import leanly
 
 
 def load(foundation: Foundation, device: torch.device, family: Family) -> Model:
     """Load a base. Says in words what is wrong with it."""
-    _quiet()
+    leanly(partial(_bring, family))
     base = foundation.base
     try:
         if base.kind == "hub":
@@ -193,6 +196,17 @@ def _write_configuration(folder: Path, family: Family, real: Mapping[str, Mappin
 def _class_of(family: Family, component: str) -> Any:
     library, _, kind = family.components[component].rpartition(".")
     return getattr(importlib.import_module(library), kind)
+
+
+def _bring(family: Family) -> None:
+    """Import what the family is made of."""
+    _quiet()
+    for package in ("bitsandbytes", "peft"):  # diffusers asks for them sooner or later, and at the worst of times
+        if importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
+    for component in family.components:
+        _class_of(family, component)
+    _class_of(family, "scheduler")().compatibles  # noqa: B018  # has all schedulers imported, as loading one does
 
 
 def _quiet() -> None:
