@@ -1,4 +1,4 @@
-"""Pictures as they are sent: those that tell more than they show as stripped copies in the run's folder. Nothing of the user's is changed."""
+"""Pictures as they are sent: those that tell more than they show as stripped copies in the run's folder. Yours are never touched."""
 
 from __future__ import annotations
 
