@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -325,6 +326,12 @@ def _side_by_side(part: str, adapters: Sequence[Adapter], dtype: torch.dtype) ->
         yield _Live(index, tuple(slot for slot, _ in members), tuple(values for _, values in members))
 
 
+@lru_cache(maxsize=64)
+def _columns(table: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Scales by adapter and layer as [layers, n, 1, 1]. Sent to the device once: to send them stops the host, and a recording of a pass."""
+    return torch.tensor(table, device=device, dtype=dtype).T[:, :, None, None]
+
+
 def _stacked(part: str, adapters: Sequence[Adapter], dtype: torch.dtype) -> Iterator[_Live]:
     """Each layer with the adapters' matrices in one tensor."""
     lays = [adapter.layouts[part] for adapter in adapters]
@@ -332,7 +339,7 @@ def _stacked(part: str, adapters: Sequence[Adapter], dtype: torch.dtype) -> Iter
     pieces = wide.pieces({part: torch.stack([_padded(adapter, part, wide).to(dtype) for adapter in adapters])})
     table = [[slot.scale for slot in lay.slots] for lay in lays]
     device = next(iter(adapters[0].flat.values())).device
-    columns = torch.tensor(table, device=device, dtype=dtype).T[:, :, None, None]  # [layers, n, 1, 1]
+    columns = _columns(tuple(map(tuple, table)), device, dtype)
     for index, (_, down, up) in enumerate(pieces):
         yield _Live(index, tuple(lay.slots[index] for lay in lays), stack=_Stack(down, up, columns[index]))
 

@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,6 +96,28 @@ class Data:
         return self.rotation.repeats(epoch) if self.rotation else self.repeats
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The samples of one pass."""
+
+    step: int
+    first: int
+    """The row in the step of the first of them: what is drawn for a sample depends on step and row."""
+    indices: tuple[int, ...]
+    share: float
+    """What they count of the step."""
+
+
+class Team(Protocol):
+    """Processes that train one job together, each with a share of every step."""
+
+    rank: int
+    size: int
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of every process's tensor."""
+
+
 @dataclass(slots=True)
 class Lane:
     """One job on its way."""
@@ -112,6 +136,8 @@ class Lane:
     checked: bool = False
     """Whether every part was seen to get a gradient."""
     warnings: list[str] = field(default_factory=list)
+    team: Team | None = None
+    """The processes that train this job together, where there are several."""
     _epoch: int = -1
     _order: list[tuple[int, ...]] = field(default_factory=list)
     _ends: list[int] = field(default_factory=list)
@@ -122,7 +148,7 @@ class Lane:
     """Samples in them."""
     _loss: Tensor | None = None
     """Their share of the step's loss."""
-    _coming: Batch | None = None
+    _coming: tuple[Piece, Batch] | None = None
 
     @property
     def done(self) -> bool:
@@ -143,9 +169,9 @@ class Lane:
         """Whether a step has begun that is not done: gradients are being added up."""
         return self._passed > 0
 
-    def indices(self) -> list[tuple[int, ...]]:
-        """The sample indices of the next step's batches."""
-        epoch, place = self._place()
+    def indices(self, step: int | None = None) -> list[tuple[int, ...]]:
+        """The sample indices of a step's batches; of the next step, if none is said."""
+        epoch, place = self._place(self.step if step is None else step)
         if epoch != self._epoch:
             rng = streams.dice(self.options.seed, "order", epoch)
             self._order = epoch_batches(self.data.shapes, self.data.repeats_in(epoch), self.options.batch_size, rng)
@@ -154,40 +180,70 @@ class Lane:
         groups, micro = self._order[place * many : (place + 1) * many], self.course.footing.micro
         return groups if micro is None else [group[i : i + micro] for group in groups for i in range(0, len(group), micro)]
 
-    def _place(self) -> tuple[int, int]:
-        """The epoch of the next step, from 0, and the step's place in it."""
+    def pieces(self, step: int | None = None) -> list[Piece]:
+        """What a step's passes take: all of its samples, or this process's share of them. Every process takes as many passes."""
+        step = self.step if step is None else step
+        groups, many = self.indices(step), self.team.size if self.team else 1
+        total, found, row = sum(len(group) for group in groups), [], 0
+        for group in groups:
+            width = -(-len(group) // many)
+            parts = [(row + i, group[i : i + width]) for i in range(0, len(group), width)]
+            found += [Piece(step, first, part, len(part) / total) for first, part in parts]
+            row += len(group)
+        if self.team is None:
+            return found
+        idle = replace(found[0], indices=found[0].indices[:1], share=0.0)  # it counts nothing, and keeps the others company
+        found += [idle] * (-len(found) % many)
+        return found[self.team.rank :: many]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, from 0, and the step's place in it."""
         if self.data.rotation is None:
-            return divmod(self.step, self.plan.steps_per_epoch)
+            return divmod(step, self.plan.steps_per_epoch)
         options = self.options
-        while not self._ends or self._ends[-1] <= self.step:
+        while not self._ends or self._ends[-1] <= step:
             repeats = self.data.repeats_in(len(self._ends))
             _, steps = steps_of(self.data.shapes, repeats, options.batch_size, options.gradient_accumulation)
             self._ends.append((self._ends[-1] if self._ends else 0) + steps)
-        epoch = bisect_right(self._ends, self.step)
-        return epoch, self.step - (self._ends[epoch - 1] if epoch else 0)
+        epoch = bisect_right(self._ends, step)
+        return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
     def batches(self, model: Denoiser) -> list[Batch]:
         """The next step's batches, drawn."""
-        groups = self.indices()
-        total = sum(len(group) for group in groups)
-        starts = [sum(len(group) for group in groups[:i]) for i in range(len(groups))]
-        return [self._draw(model, group, row, len(group) / total) for group, row in zip(groups, starts, strict=True)]
+        return [self._draw(model, piece) for piece in self.pieces()]
 
     def coming(self, model: Denoiser) -> Batch:
         """The next pass's batch; drawn once, however often it is asked for."""
-        if self._coming is None:
-            groups = self.indices()
-            group, total = groups[self._passed], sum(len(group) for group in groups)
-            self._coming = self._draw(model, group, self._rows, len(group) / total)
-        return self._coming
+        piece = self.pieces()[self._passed]
+        if self._coming is None or self._coming[0] != piece:
+            self._coming = piece, self._draw(model, piece)
+        return self._coming[1]
+
+    def look_ahead(self, model: Denoiser) -> None:
+        """Draw what comes after the pass under way while the device is still at it: the same draws, earlier."""
+        now = self.pieces()
+        beyond = self.step + 1
+        after = now[self._passed] if self._passed < len(now) else self.pieces(beyond)[0] if beyond < self.plan.steps else None
+        if after is not None:
+            with suppress(Exception):  # what is wrong with it is said when its turn has come
+                self._coming = after, self._draw(model, after)
 
     def passed(self, batch: Batch, loss: Tensor) -> bool:
         """Count a pass; True when it was the step's last."""
         self._loss = loss if self._loss is None else self._loss + loss
         self._passed += 1
-        self._rows += len(batch.latents)
+        self._rows += len(batch.latents) if batch.share else 0
         self._coming = None
-        return self._passed == len(self.indices())
+        return self._passed == len(self.pieces())
+
+    def meet(self) -> None:
+        """Add up the step's gradients, loss and samples with those of the other processes that train this job."""
+        if self.team is None or self._loss is None:
+            return
+        for flat in self.adapter.flat.values():
+            flat.grad = self.team.total(torch.zeros_like(flat) if flat.grad is None else flat.grad)
+        counted = self.team.total(torch.stack([self._loss.double(), torch.tensor(float(self._rows)).to(self._loss)]))
+        self._loss, self._rows = counted[0], int(counted[1])
 
     def take_result(self) -> tuple[float, int]:
         """The loss and samples of the passes since the last step; a new step begins."""
@@ -200,7 +256,8 @@ class Lane:
         chosen = self.options
         if not chosen.dropout and not chosen.rank_dropout and not chosen.module_dropout:
             return None
-        return Drop(chosen.dropout, chosen.rank_dropout, chosen.module_dropout, chosen.seed, (self.step, self._rows))
+        first_row = self.pieces()[self._passed].first
+        return Drop(chosen.dropout, chosen.rank_dropout, chosen.module_dropout, chosen.seed, (self.step, first_row))
 
     def rewind(self) -> None:
         """Forget the step under way: draws have addresses, so it can be taken again."""
@@ -209,12 +266,12 @@ class Lane:
         for parameter in self.adapter.flat.values():
             parameter.grad = None
 
-    def _draw(self, model: Denoiser, group: Sequence[int], first_row: int, share: float) -> Batch:
+    def _draw(self, model: Denoiser, piece: Piece) -> Batch:
         latents, noise, disturbance, timesteps, conditions, masks = [], [], [], [], [], []
         options, data = self.options, self.data
-        epoch, _ = self._place()
-        for row, index in enumerate(group, first_row):
-            at = (self.step, row)
+        group, (epoch, _) = piece.indices, self._place(piece.step)
+        for row, index in enumerate(group, piece.first):
+            at = (piece.step, row)
             way = draw_way(options, *at)
             picture = data.latents(index, way)  # [c, h, w]
             latents.append(picture)
@@ -226,13 +283,21 @@ class Lane:
             timesteps.append(model.process.draw_timestep(options, tuple(picture.shape), dice))
             caption = captions.draw(options, data.captions[index], epoch, *at)
             conditions.append({**data.condition(caption), **data.describe(index, way)})
-        columns = [torch.stack(column).to(model.device) for column in (latents, noise, disturbance, timesteps)]
-        told = {name: torch.stack([one[name] for one in conditions]).to(model.device) for name in conditions[0]}
+        columns = [_sent(column, model.device) for column in (latents, noise, disturbance, timesteps)]
+        told = {name: _sent([one[name] for one in conditions], model.device) for name in conditions[0]}
         worth = None
         if any(index in data.priors for index in group):
             worth = torch.tensor([options.prior_loss_weight if index in data.priors else 1.0 for index in group], device=model.device)
-        mask = torch.stack(masks).to(model.device) if masks else None
-        return Batch(columns[0], columns[1], columns[2], columns[3], told, share, mask, worth)
+        mask = _sent(masks, model.device) if masks else None
+        return Batch(columns[0], columns[1], columns[2], columns[3], told, piece.share, mask, worth)
+
+
+def _sent(rows: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Rows as a batch on the device. From pinned memory, so that the host does not wait for what the device is doing."""
+    batch = torch.stack(tuple(rows))
+    if device.type == "cuda" and not batch.is_cuda:
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def draw_way(options: TrainingOptions, step: int, row: int) -> Way:
@@ -298,6 +363,10 @@ def advance(model: Denoiser, lanes: Sequence[Lane]) -> list[Stepped]:
     members = [(lane, lane.coming(model)) for lane in lanes]
     losses = _backward(model, members)
     complete = [lane for (lane, batch), loss in zip(members, losses, strict=True) if lane.passed(batch, loss)]
+    for lane, _ in members:
+        lane.look_ahead(model)
+    for lane in complete:
+        lane.meet()
     return [_finished(lane, *lane.take_result()) for lane in complete]
 
 
