@@ -33,10 +33,13 @@ from .hub import HubBase
 from .machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from .plan import Load, Work
 from .pricing.families import cost_of
+from .pricing.queue import Entry, queue
 from .ship import Item, Shipment, base_items, item, items_below
 
 TRAINER_BYTES = 500_000
 """The trainer and what sets the machine up."""
+USUAL_CARD = "RTX 4090"
+"""On which jobs are compared before any card is chosen."""
 CHECKPOINTS_KEPT = 2
 """Of each job, by the trainer; as many are sent to the next machine."""
 
@@ -151,6 +154,20 @@ def load_of(jobs: Sequence[CheckedJob]) -> Load:
         base_scale=scale,
         download_bytes=sum(_download_bytes(work, scale) for work in works),
     )
+
+
+def queued(jobs: Sequence[CheckedJob]) -> list[CheckedJob]:
+    """The jobs in the order in which they are trained: see `pricing/queue.py`."""
+    works = {job.name: _work(job) for job in jobs}
+
+    def entry(job: CheckedJob) -> Entry:
+        work, config = works[job.name], job.config
+        seconds = work.steps * plan.step_seconds(work, USUAL_CARD, 1.0)
+        resident = (work.family, job.base.location, config.base_revision or "", config.mixed_precision)
+        return Entry(name=job.name, resident=resident, seconds=seconds, size=(work.resolution, work.batch_size))
+
+    by_name = {job.name: job for job in jobs}
+    return [by_name[name] for name in queue([entry(job) for job in jobs])]
 
 
 def rest_of(load: Load, home: Mapping[str, int], todo: Collection[str]) -> Load:

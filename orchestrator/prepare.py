@@ -15,7 +15,7 @@ from .file.check import both, check, refusal
 from .file.joining import joined
 from .hub import Hub, HubBase, HubSilent
 from .market import offers
-from .order import CheckedJob, checked_jobs, load_of, requirements, saving_often
+from .order import CheckedJob, checked_jobs, load_of, queued, requirements, saving_often
 from .plan import Load, Plan, disk_gib, make_plan
 from .pricing.worst import guardable
 from .trip import Tools
@@ -56,6 +56,7 @@ def prepare(
     """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too."""
     given = [*(["providers"] if providers else []), *(["max_usd"] if budget else [])]
     config, jobs = checked_config(files, given=given)
+    jobs = _in_order(jobs, tools)
     if providers:
         config = with_providers(config, providers)
     cap = cap_of(budget) if budget else config.budget.max_usd
@@ -75,6 +76,15 @@ def prepare(
         work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
         plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
     return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap, hub=hub)
+
+
+def _in_order(jobs: Sequence[CheckedJob], tools: Tools) -> list[CheckedJob]:
+    """The queue; said where it is another than the file's."""
+    ordered = queued(jobs)
+    if [job.name for job in ordered] != [job.name for job in jobs]:
+        names = ", ".join(job.name for job in ordered)
+        tools.view.say(f"in this order, by base and the shortest first, so that the cap loses least should it bite: {names}")
+    return ordered
 
 
 def to_be_sent(jobs: Sequence[CheckedJob]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -26,6 +26,10 @@ from .fetch import Arrived, Damaged, fetch, is_home
 from .lifecycle import Phase, Signal
 from .machines import guarding
 from .machines.reaching import Machine
+from .machines.trying import offer_of
+from .pricing.gpus import gpu
+from .pricing.queue import company
+from .pricing.work import shape_of
 from .progress import Progress
 from .shell import LocalTrouble
 from .trip import Trip
@@ -143,7 +147,7 @@ def start(trip: Trip, machine: Machine, python: str) -> bool:
             raise OverBudget(
                 f"${trip.spent_usd():.4f} of ${trip.order.cap_usd} is spent; nothing is left to train with", hint="raise budget.max_usd"
             )
-        document = Session(run=trip.order.run, jobs=tuple(trip.to_train()), lifetime_s=lifetime)
+        document = Session(run=trip.order.run, jobs=tuple(trip.to_train()), lifetime_s=lifetime, width=_width(trip, machine))
         machine.shell.check(commands.write(session), stdin=document.model_dump_json().encode())
         crashpoint("session-sent")
     there = session_there(trip, machine)
@@ -152,6 +156,16 @@ def start(trip: Trip, machine: Machine, python: str) -> bool:
     if is_new or trip.book().attempts[machine.number].phase is Phase.SHIPPING:
         trip.ledger.record(Signal.STARTED, attempt=machine.number, lifetime_s=there.lifetime_s, python=python)
     return is_new
+
+
+def _width(trip: Trip, machine: Machine) -> int | None:
+    """Jobs in one pass at most, by what this card's memory was planned for; None where nothing was planned."""
+    load, attempt = trip.rest(), trip.book().attempts[machine.number]
+    vram_gib = offer_of(trip, attempt).vram_gib
+    if not vram_gib or not load.jobs:
+        return None
+    card = replace(gpu(attempt.gpu), vram_gib=vram_gib)
+    return company([shape_of(work, load.base_scale) for work in load.jobs], card)
 
 
 def watch(trip: Trip, machine: Machine, python: str) -> str:
