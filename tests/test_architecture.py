@@ -39,10 +39,13 @@ TORCH_FREE = (
     "trainer.base",
     "trainer.prompts",
     "trainer.names",
+    "trainer.methods",
+    "trainer.targets",
+    "trainer.selection",
 )
 """All of the trainer that the user's computer may import: `check` and `plan` count as the trainer counts."""
 
-NUMPY_ONLY = ("trainer.convert", "trainer.lora", "trainer.tensorfile")
+NUMPY_ONLY = ("trainer.baking", "trainer.convert", "trainer.lora", "trainer.tensorfile", "trainer.weights")
 """Of the trainer too: `lorry convert` works with arrays, and asks for numpy when it is called."""
 
 MAY_IMPORT = {
@@ -79,6 +82,8 @@ PURE = (
     "orchestrator/machines/inspection.py",
     "orchestrator/setup/versions.py",
     "trainer/blocks.py",
+    "trainer/methods.py",
+    "trainer/targets.py",
     "trainer/objective.py",
     "trainer/course.py",
     "trainer/optimizer_names.py",

@@ -52,7 +52,7 @@ class _Hadamard(torch.autograd.Function):
         return (a1 @ b1) * (a2 @ b2)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one gradient for each matrix
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         a1, b1, a2, b2 = ctx.saved_tensors
         first, second = grad * (a2 @ b2), grad * (a1 @ b1)
         return first @ b1.T, a1.T @ first, second @ b2.T, a2.T @ second
@@ -66,7 +66,7 @@ def _kronecker(named: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 def _linear_kronecker(small: Tensor, large: Tensor, x: Tensor) -> Tensor:
     """(small x large) x without the product: inputs as a table, large along its rows, small along its columns."""
-    table = x.unflatten(-1, (small.shape[1], large.shape[1]))  # [..., few in, many in]
+    table = x.reshape(*x.shape[:-1], small.shape[1], large.shape[1])  # [..., few in, many in]
     return (small @ F.linear(table, large)).flatten(-2)  # [..., out]
 
 
@@ -84,14 +84,15 @@ def _conv_kronecker(small: Tensor, large: Tensor, target: Target, layer: Any, x:
 
 
 def dense_weight(layer: Any) -> Tensor:
-    """A layer's own weight as numbers [out, width]; a quantised layer says it by a method of this name."""
-    weight: Tensor = layer.dense_weight() if hasattr(layer, "dense_weight") else layer.weight
+    """A layer's own weight [out, width]; a quantised one unpacks it."""
+    weight: Tensor = layer.weight
     return weight.detach().flatten(1)
 
 
 def lengths(weight: Tensor) -> Tensor:
     """Of each output [out], in fp32: the root of a sum of squares is no place for half precision."""
-    return torch.linalg.vector_norm(weight.float(), dim=1)
+    found: Tensor = torch.linalg.vector_norm(weight.float(), dim=1)
+    return found
 
 
 @torch.no_grad()

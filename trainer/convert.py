@@ -11,6 +11,7 @@ import numpy as np
 from . import names
 from .errors import IntegrityError
 from .lora import Key, Layer, Lora, flat
+from .methods import LORA, Method, caveat
 from .tensorfile import Array
 
 
@@ -88,12 +89,15 @@ _READERS: dict[tuple[str, str], tuple[tuple[Loads, str], ...]] = {
     ("kohya", "unet"): (("yes", ""),) * 4,
     ("kohya", "sd3"): (("no", _OLD), ("yes", ""), ("yes", ""), ("no", "it warns, and applies no layer")),
     ("kohya", "flux"): (("no", _OLD), ("yes", ""), ("yes", ""), ("yes", "")),
+    ("kohya", "zimage"): (("no", _OLD), ("unknown", _UNTRIED), ("unknown", _UNTRIED), ("unknown", _UNTRIED)),
     ("diffusers", "unet"): (("no", _NO_KEYS), ("no", _NO_KEYS), ("no", _NO_KEYS), ("yes", "")),
     ("diffusers", "sd3"): (("no", _OLD), ("no", _NO_KEYS), ("yes", ""), ("yes", "")),
     ("diffusers", "flux"): (("no", _OLD), ("yes", ""), ("yes", ""), ("yes", "")),
+    ("diffusers", "zimage"): (("no", _OLD), ("unknown", _UNTRIED), ("yes", ""), ("yes", "")),
     ("comfyui", "unet"): (("no", _NO_KEYS), ("unknown", _UNTRIED), ("yes", ""), ("no", _NO_KEYS)),
     ("comfyui", "sd3"): (("no", _OLD), ("unknown", _UNTRIED), ("yes", ""), ("unknown", _UNTRIED)),
     ("comfyui", "flux"): (("no", _OLD), ("unknown", _UNTRIED), ("yes", ""), ("unknown", _UNTRIED)),
+    ("comfyui", "zimage"): (("no", _OLD), ("unknown", _UNTRIED), ("yes", ""), ("yes", "")),
 }
 """Format and family -> `PROGRAMS` in turn: what their loaders do with the names, read from their code or seen."""
 
@@ -112,10 +116,9 @@ def _kind(family: str) -> str:
     return "unet" if family in names.UNETS else names.FILES_OF.get(family, family)
 
 
-def loads_in(form: str, family: str) -> list[str]:
-    """One sentence about the file that a training of this family writes; none where nobody has looked."""
-    known = (form, _kind(family)) in _READERS
-    return [words(readers(form, family))] if known else []
+def loads_in(form: str, family: str, method: Method = LORA) -> list[str]:
+    """What to know of the file that a training of this family writes."""
+    return [caveat(method, family)] if not method.plain else [words(readers(form, family))]
 
 
 def words(found: Sequence[Reader]) -> str:

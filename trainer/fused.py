@@ -6,34 +6,17 @@ diagonal. Its alpha grows with the rank, so that each keeps its strength: the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import names
 from .adapters import Adapter
 from .errors import IntegrityError
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a layer lies in the original model."""
-
-    name: str
-    """kohya's name of the original layer."""
-    index: int = 0
-    shares: tuple[int, ...] = (1,)
-    """How the original layer's rows are divided; this layer has the share at `index`."""
-    swapped: bool = False
-    """Whether the two halves of the rows are in the other order there."""
-
-
-PlaceOf = Callable[[str, str], Place]
-"""Part and module path -> place. A family's map."""
-
-
-def to_kohya(adapter: Adapter, dtype: torch.dtype, place_of: PlaceOf) -> dict[str, Tensor]:
+def to_kohya(adapter: Adapter, dtype: torch.dtype, family: str) -> dict[str, Tensor]:
     """The adapter under kohya's names, fused where the original is."""
     groups: dict[str, list[Member]] = {}
     if odd := next((slot for lay in adapter.layouts.values() for slot in lay.slots if not slot.method.plain), None):
@@ -41,8 +24,11 @@ def to_kohya(adapter: Adapter, dtype: torch.dtype, place_of: PlaceOf) -> dict[st
         raise IntegrityError("LRY-FILE-ADAPTER", f"{what} of separate layers is none of fused ones.", "Write it under diffusers' names.")
     for part in adapter.layouts:
         for slot, down, up in adapter.weights(part):
-            place = place_of(part, slot.target.name)
-            groups.setdefault(place.name, []).append(Member(place, slot.scale, down, up))
+            name, rows = names.kohya_place(family, part, slot.target.name)
+            shares = tuple(names.SHARES.get(row.rsplit(".", 1)[-1], 1) for row in rows)
+            index = rows.index(slot.target.name) if len(rows) > 1 else 0
+            turned = names.is_swapped(slot.target.name, slot.target.fan_in, slot.target.fan_out, family)
+            groups.setdefault(name, []).append(Member(index, shares, slot.scale, down, _turned(up) if turned else up))
     tensors: dict[str, Tensor] = {}
     for name, members in groups.items():
         rank = sum(len(member.down) for member in members)
@@ -57,22 +43,27 @@ def to_kohya(adapter: Adapter, dtype: torch.dtype, place_of: PlaceOf) -> dict[st
 class Member:
     """One of the layers that are fused."""
 
-    place: Place
+    index: int
+    """Which of them it is in the original."""
+    shares: tuple[int, ...]
+    """How the original layer's rows are divided; this layer has the share at `index`."""
     scale: float
     down: Tensor  # [r, in]
     up: Tensor  # [out, r]
 
 
+def _turned(up: Tensor) -> Tensor:
+    return torch.cat(up.chunk(2)[::-1])
+
+
 def _diagonal(members: list[Member], scale: float) -> Tensor:
     """Each B in its rows and its columns; rows of layers that have no adapter stay zero. A layer of another scale has the rest in its B."""
     first = members[0]
-    unit = len(first.up) // first.place.shares[first.place.index]
-    whole = first.up.new_zeros(unit * sum(first.place.shares), sum(len(member.down) for member in members))
+    unit = len(first.up) // first.shares[first.index]
+    whole = first.up.new_zeros(unit * sum(first.shares), sum(len(member.down) for member in members))
     column = 0
     for member in members:
-        halves = member.up.chunk(2)
-        up = torch.cat([halves[1], halves[0]]) if member.place.swapped else member.up
-        row = unit * sum(member.place.shares[: member.place.index])
+        up, row = member.up, unit * sum(member.shares[: member.index])
         whole[row : row + len(up), column : column + up.shape[1]] = up if member.scale == scale else up * (member.scale / scale)
         column += up.shape[1]
     return whole

@@ -50,7 +50,7 @@ def verdict(run: Run) -> str:
         told.append(f"held-out loss {run.measured[1]:.4f}")
         told += [] if run.best == run.measured else [f"the best was {run.best[1]:.4f} at step {run.best[0]}"]
     form = next(iter(run.model.family.formats))
-    return "; ".join([*told, *loads_in(form, run.job.family)])
+    return "; ".join([*told, *loads_in(form, run.job.family, run.job.method)])
 
 
 def due(run: Run) -> bool:

@@ -72,6 +72,8 @@ class Lora:
 
 # --- reading ---------------------------------------------------------------------------------------
 
+PIECES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
+"""Thin matrices of LoHa and LoKr, as LyCORIS names them."""
 _ENDINGS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -82,11 +84,13 @@ _ENDINGS = {
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".alpha": "alpha",
+    **{f".{name}": name for name in (*PIECES, "lokr_w1", "lokr_w2")},
+    ".dora_scale": "dora",
+    ".lora_magnitude_vector": "magnitude",
 }
 _OTHERS = {
-    r"\.hada_": "LoHa",
-    r"\.lokr_": "LoKr",
-    r"\.(dora_scale|lora_magnitude_vector)": "DoRA",
+    r"\.hada_": "a LoHa in Tucker form",
+    r"\.lokr_": "a LoKr in Tucker form",
     r"\.oft_": "OFT",
     r"\.lora_mid\.": "a LoCon in Tucker form",
     r"\.(diff|diff_b)$": "whole weights beside a LoRA",
@@ -94,8 +98,37 @@ _OTHERS = {
 """Pattern of a key -> the method that made it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file's layers as they are written in it."""
+
+    family: str
+    form: str
+    layers: Mapping[str, Mapping[str, Array]]
+    """Name in the file -> its matrices by what they are."""
+    dtypes: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
 def read(path: Path) -> Lora:
-    """Read a LoRA of any format that is known; says in words what is wrong with it."""
+    """Read a LoRA of any format that is known; says in words what is wrong with it. A LoHa or LoKr is the LoRA that does the same."""
+    stored = read_stored(path)
+    form, family, metadata = stored.form, stored.family, stored.metadata
+    layers: dict[Key, Layer] = {}
+    alphas = _peft_alphas(metadata) if form == "diffusers" else {}
+    for name, found in stored.layers.items():
+        spot = names.spot_of(name, form, family)
+        if spot is None:
+            raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has a layer that {family} has not: {name}.", "Nothing was written.")
+        layer = _layer(path, name, _as_lora(path, name, found, names.kernel_of(spot.modules[0], family)), alphas)
+        layers |= {(spot.part, module): piece for module, piece in _split(layer, spot.modules, form, family)}
+    common = Counter(dtype for name, dtype in stored.dtypes.items() if not name.endswith(".alpha")).most_common(1)[0][0]
+    lora = Lora(family, form, common if common in tensorfile.DTYPES.values() else "F32", layers, metadata)
+    return _unfolded(lora)
+
+
+def read_stored(path: Path) -> Stored:
+    """A file's layers, grouped, and whose they are."""
     if path.suffix.lower() != ".safetensors":
         raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} is no .safetensors file.", "Other kinds can hold code, and are not opened.")
     try:
@@ -111,17 +144,7 @@ def read(path: Path) -> Lora:
     if form is None or family is None:
         odd = next(iter(stored), "nothing")
         raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has layers of no model that is known here: {odd}.", "Nothing was written.")
-    layers: dict[Key, Layer] = {}
-    alphas = _peft_alphas(metadata) if form == "diffusers" else {}
-    for name, found in stored.items():
-        spot = names.spot_of(name, form, family)
-        if spot is None:
-            raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has a layer that {family} has not: {name}.", "Nothing was written.")
-        layer = _layer(path, name, found, alphas)
-        layers |= {(spot.part, module): piece for module, piece in _split(layer, spot.modules, form, family)}
-    common = Counter(dtype for name, dtype in dtypes.items() if not name.endswith(".alpha")).most_common(1)[0][0]
-    lora = Lora(family, form, common if common in tensorfile.DTYPES.values() else "F32", layers, metadata)
-    return _unfolded(lora)
+    return Stored(family, form, stored, dtypes, metadata)
 
 
 def _grouped(path: Path, arrays: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
@@ -131,9 +154,50 @@ def _grouped(path: Path, arrays: Mapping[str, Array]) -> dict[str, dict[str, Arr
         if ending is None:
             method = next((method for mark, method in _OTHERS.items() if re.search(mark, key)), None)
             what = f"{method} ({key})" if method else f"{key}, which no LoRA has"
-            raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} holds {what}.", "Only LoRA and LoCon are converted.")
+            raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} holds {what}.", "Only LoRA, LoCon, LoHa and LoKr are converted.")
         stored.setdefault(key.removesuffix(ending), {})[_ENDINGS[ending]] = array
     return stored
+
+
+def _as_lora(path: Path, name: str, found: Mapping[str, Array], kernel: tuple[int, int] | None) -> Mapping[str, Array]:
+    """The matrices of a LoHa or LoKr layer as the two of a LoRA that changes the weight by the same; a LoRA's own as they are."""
+    if "dora" in found or "magnitude" in found:
+        hint = "What it changes depends on its base's weights: draw with it where it was trained for, or start a DoRA from it."
+        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} is a DoRA, which cannot be converted without its base.", hint)
+    if "down" in found or not found.keys() & {*PIECES, "lokr_w1", "lokr_w2"}:
+        return found
+    try:
+        up, down, rank = _of_hadamard(found) if "hada_w1_a" in found else _of_kronecker(found)
+    except (KeyError, ValueError, IndexError):
+        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has no fitting matrices for {name}.", "It is damaged.") from None
+    if min(len(up), down.shape[1]) <= len(down):  # no thinner than the change itself
+        up, down = (up @ down, np.eye(down.shape[1])) if len(up) >= down.shape[1] else (np.eye(len(up)), up @ down)
+    cells = 1 if kernel is None else kernel[0] * kernel[1]
+    if kernel is not None and down.shape[1] % cells == 0:
+        up, down = up[:, :, None, None], down.reshape(len(down), -1, *kernel)
+    alpha = float(found["alpha"]) if "alpha" in found and rank else rank
+    told = np.asarray(alpha / rank * len(down) if rank else len(down))
+    return {"up": up.astype(np.float32), "down": down.astype(np.float32), "alpha": told}
+
+
+def _of_hadamard(found: Mapping[str, Array]) -> tuple[Array, Array, int]:
+    """(a1 b1) * (a2 b2) is one product: of every column of a1 with every one of a2, and of the rows of b1 and b2 alike."""
+    a1, b1, a2, b2 = (flat(found[f"hada_w{number}_{side}"]).astype(np.float64) for number in (1, 2) for side in "ab")
+    up = np.einsum("or,os->ors", a1, a2).reshape(len(a1), -1)
+    return up, np.einsum("ri,si->rsi", b1, b2).reshape(up.shape[1], -1), len(b1)
+
+
+def _of_kronecker(found: Mapping[str, Array]) -> tuple[Array, Array, int]:
+    """small x (a b) is (small x a)(1 x b), or (1 x a)(small x b), whichever is thinner; of two whole matrices there is no rank."""
+    thin_small, thin_large = "lokr_w1_a" in found, "lokr_w2_a" in found
+    small = found["lokr_w1_a"] @ found["lokr_w1_b"] if thin_small else found["lokr_w1"]
+    small = small.astype(np.float64)
+    large = (flat(found["lokr_w2_a"]), flat(found["lokr_w2_b"])) if thin_large else (flat(found["lokr_w2"]),) * 2
+    a, b = (large[0], large[1]) if thin_large else (large[0], np.eye(large[0].shape[1]))
+    rank = len(large[1]) if thin_large else len(found["lokr_w1_b"]) if thin_small else 0
+    if small.shape[1] <= len(small):
+        return np.kron(small, a), np.kron(np.eye(small.shape[1]), b), rank
+    return np.kron(np.eye(len(small)), a), np.kron(small, b), rank
 
 
 def _layer(path: Path, name: str, found: Mapping[str, Array], alphas: Mapping[str, float]) -> Layer:
@@ -178,6 +242,8 @@ _FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
 
 def _family(stored: Mapping[str, Mapping[str, Array]], form: str, metadata: Mapping[str, str]) -> str | None:
     every = " ".join(stored)
+    if re.search(r"(noise|context)_refiner|(unet_|diffusion_model\.|transformer\.)layers[._]\d", every):
+        return "zimage"
     if re.search(r"single_(transformer_)?blocks|double_blocks", every):
         return "flux"
     if "joint_blocks" in every:
@@ -185,7 +251,7 @@ def _family(stored: Mapping[str, Mapping[str, Array]], form: str, metadata: Mapp
     widths = {found["down"].shape[1] for name, found in stored.items() if "down" in found and found["down"].ndim > 1 and "to_q" in name}
     if form == "diffusers" and any(name.startswith("transformer.transformer_blocks.") for name in stored):
         return "flux" if widths == {3072} else "sd3"
-    words = {found["down"].shape[1] for name, found in stored.items() if "down" in found and re.search(r"attn2[._]to_[kv]$", name)}
+    words = {_inputs(found) for name, found in stored.items() if re.search(r"attn2[._]to_[kv]$", name)}
     for width in words:
         if width in _FAMILY_OF_WIDTH:
             return _FAMILY_OF_WIDTH[width]
@@ -200,6 +266,15 @@ def _family(stored: Mapping[str, Mapping[str, Array]], form: str, metadata: Mapp
         if re.search(r"lora_unet|lora_te|unet\.|diffusion_model\.|text_encoder", every) and "transformer.layers" not in every
         else None
     )
+
+
+def _inputs(found: Mapping[str, Array]) -> int:
+    """Of a linear layer; 0 where it cannot be told."""
+    for name in ("down", "hada_w1_b"):
+        if name in found:
+            return found[name].shape[1] if found[name].ndim > 1 else 0
+    small, large = (next((found[name] for name in (f"lokr_w{n}", f"lokr_w{n}_b") if name in found), None) for n in (1, 2))
+    return 0 if small is None or large is None else small.shape[1] * large.shape[1]
 
 
 # --- one matrix for several layers -----------------------------------------------------------------
@@ -248,7 +323,7 @@ def _fused(members: Sequence[tuple[str, Layer]], rows: Sequence[str]) -> Layer:
 
 def _swapped(layer: Layer, module: str, family: str) -> Layer:
     """The last block of SD3 has scale and shift of the words the other way round in the original; told by its number of rows."""
-    if family != "sd3" or not module.endswith(names.SWAPPED) or len(layer.up) != 2 * layer.down.shape[1]:
+    if not names.is_swapped(module, layer.down.shape[1], len(layer.up), family):
         return layer
     return replace(layer, up=np.concatenate(np.split(layer.up, 2)[::-1]))
 

@@ -102,3 +102,17 @@ def factors(size: int, factor: int) -> tuple[int, int]:
 
 
 LORA = Method()
+
+
+def caveat(method: Method, family: str) -> str:
+    """Which programs draw with a file of this method as it was trained; empty where LoRA's own rules hold."""
+    old = "" if family in ("sd15", "sd2", "sdxl") else "; A1111 knows Stable Diffusion 1, 2 and XL only"
+    if method.name != "lora":
+        what = {"loha": "LoHa", "lokr": "LoKr"}[method.name]
+        if method.dora:
+            return f"a {what} with DoRA is drawn as it was trained by ComfyUI and Forge; A1111 and diffusers draw something else or nothing"
+        told = f"a {what} loads in ComfyUI and Forge{' and A1111' if not old else ''}; `lorry convert` makes a LoRA of it for diffusers"
+        return told + old
+    if method.dora and not old:
+        return "a DoRA is drawn as it was trained by ComfyUI and Forge; A1111 and diffusers draw something else"
+    return f"a DoRA is drawn as it was trained by ComfyUI and diffusers{old}" if method.dora else ""

@@ -113,9 +113,17 @@ FLUX_SINGLE: Mapping[str, Rows] = {
     "linear2": ("proj_out",),
     "modulation.lin": ("norm.linear",),
 }
+_ZIMAGE_OWN = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+ZIMAGE: Mapping[str, Rows] = {
+    **{name: (name,) for name in (*_ZIMAGE_OWN, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")},
+    "attention.qkv": _ZIMAGE_OWN[:3],
+    "attention.out": _ZIMAGE_OWN[3:],
+}
+"""Programs write diffusers' names in every format, which come first; the original's are read too."""
 BLOCKS: Mapping[str, Mapping[tuple[str, str], Mapping[str, Rows]]] = {
     "sd3": {("transformer_blocks", "joint_blocks"): SD3},
     "flux": {("transformer_blocks", "double_blocks"): FLUX_DOUBLE, ("single_transformer_blocks", "single_blocks"): FLUX_SINGLE},
+    "zimage": {(blocks, blocks): ZIMAGE for blocks in ("layers", "noise_refiner", "context_refiner")},
 }
 """Family -> diffusers' and the original's list of blocks -> layers of the original -> diffusers' layers."""
 SHARES = {"proj_mlp": 4}
@@ -138,6 +146,7 @@ KOHYA_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "sdxl": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
     "sd3": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2", "text_encoder_3": "lora_te3"},
     "flux": {"text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
+    "zimage": {},
 }
 COMFYUI_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "sd15": {"text_encoder": "clip_l"},
@@ -145,6 +154,7 @@ COMFYUI_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "sdxl": {"text_encoder": "clip_l", "text_encoder_2": "clip_g"},
     "sd3": {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"},
     "flux": {"text_encoder": "clip_l", "text_encoder_2": "t5xxl"},
+    "zimage": {},
 }
 
 _COMPOUNDS = {
@@ -154,7 +164,7 @@ _COMPOUNDS = {
     "to_out", "to_add_out", "add_q_proj", "add_k_proj", "add_v_proj", "proj_mlp", "ff_context", "norm1_context", "time_emb_proj",
     "conv_shortcut", "in_layers", "out_layers", "emb_layers", "skip_connection", "time_embed", "label_emb", "time_embedding",
     "add_embedding", "linear_1", "linear_2", "conv_in", "conv_out", "text_model", "self_attn", "q_proj", "k_proj", "v_proj",
-    "out_proj", "wi_0", "wi_1",
+    "out_proj", "wi_0", "wi_1", "noise_refiner", "context_refiner", "feed_forward",
 }  # fmt: skip
 """Words of module paths that have an underscore of their own."""
 _WORDS = re.compile("(?:" + "|".join(sorted(_COMPOUNDS, key=len, reverse=True)) + r"|[^_]+)(?=_|$)")
@@ -185,28 +195,29 @@ def spot_of(name: str, form: str, family: str) -> Spot | None:
     if form == "diffusers":
         part, _, module = name.partition(".")
         known = part == denoiser_of(family) or part in KOHYA_ENCODERS[family]
-        return Spot(part, (_with_text_model(part, module),)) if known and module else None
+        return Spot(part, (with_text_model(part, module),)) if known and module else None
     if form == "comfyui":
         for part, clip in COMFYUI_ENCODERS[family].items():
             if name.startswith(start := f"text_encoders.{clip}.transformer."):
                 return Spot(part, (name.removeprefix(start),))
-        return _of_original(name.removeprefix("diffusion_model."), family) if name.startswith("diffusion_model.") else None
+        return of_original(name.removeprefix("diffusion_model."), family) if name.startswith("diffusion_model.") else None
     if name.startswith("lora_unet_"):
         path = dotted(name.removeprefix("lora_unet_"))
         blocks_of_diffusers = family in UNETS and path.startswith(("down_blocks.", "up_blocks.", "mid_block.", "conv_", "time_embedding."))
-        return Spot("unet", (path,)) if blocks_of_diffusers else _of_original(path, family)
+        return Spot("unet", (path,)) if blocks_of_diffusers else of_original(path, family)
     for part, prefix in KOHYA_ENCODERS[family].items():
         if re.match(rf"{prefix}{'1?' if prefix == 'lora_te' else ''}_", name):
-            return Spot(part, (_with_text_model(part, dotted(name.split("_", 2)[2])),))
+            return Spot(part, (with_text_model(part, dotted(name.split("_", 2)[2])),))
     return None
 
 
-def _with_text_model(part: str, module: str) -> str:
+def with_text_model(part: str, module: str) -> str:
     """Files made with transformers 5 leave `text_model` out of CLIP's paths."""
     return f"text_model.{module}" if part.startswith("text_encoder") and module.startswith("encoder.layers.") else module
 
 
-def _of_original(path: str, family: str) -> Spot | None:
+def of_original(path: str, family: str) -> Spot | None:
+    """Where a layer of the original's denoiser lies; None for one that no LoRA has."""
     if family in UNETS:
         try:
             return Spot("unet", (module_name(path),))
@@ -233,6 +244,31 @@ def name_of(part: str, module: str, form: str, family: str) -> tuple[str, Rows]:
         return f"{KOHYA_ENCODERS[family][part]}_{module.replace('.', '_')}", (module,)
     original, rows = (module, (module,)) if family in ("sd15", "sd2") else _to_original(module, family)
     return "lora_unet_" + original.replace(".", "_"), rows
+
+
+def kohya_place(family: str, part: str, module: str) -> tuple[str, Rows]:
+    """kohya's name of a layer that the trainer adapts, whatever the installed transformers calls it, and the layers that share it."""
+    return name_of(part, with_text_model(part, module), "kohya", FILES_OF.get(family, family))
+
+
+def kohya_name(family: str, part: str, module: str) -> str:
+    """The name alone."""
+    return kohya_place(family, part, module)[0]
+
+
+def is_swapped(module: str, fan_in: int, rows: int, family: str) -> bool:
+    """Whether the halves of a layer's rows are the other way round in the original: scale and shift of the words in SD3's last block."""
+    return FILES_OF.get(family, family) == "sd3" and module.endswith(SWAPPED) and rows == 2 * fan_in
+
+
+def kernel_of(module: str, family: str) -> tuple[int, int] | None:
+    """The kernel of a UNet's convolution, told by its name; None for linear layers."""
+    last = module.rsplit(".", 1)[-1]
+    if family not in UNETS:
+        return None
+    if last in ("conv", "conv1", "conv2", "conv_in", "conv_out"):
+        return 3, 3
+    return (1, 1) if last == "conv_shortcut" or (family == "sd15" and last in ("proj_in", "proj_out")) else None
 
 
 def _to_original(module: str, family: str) -> tuple[str, Rows]:

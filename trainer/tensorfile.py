@@ -21,6 +21,8 @@ Array = NDArray[Any]
 DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 """Our names of precisions, and the format's."""
 
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Of each type that is read."""
 _NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 
@@ -33,11 +35,12 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     arrays = {}
     for name, info in infos.items():
         begin, end = header[name]["data_offsets"]
-        arrays[name] = _decoded(path, raw[start + begin : start + end], info.dtype).reshape(info.shape)
+        arrays[name] = decoded(path, raw[start + begin : start + end], info.dtype).reshape(info.shape)
     return arrays, {name: info.dtype for name, info in infos.items()}
 
 
-def _decoded(path: Path, data: bytes, dtype: str) -> Array:
+def decoded(path: Path, data: bytes, dtype: str) -> Array:
+    """A tensor's bytes as numbers."""
     if dtype == "BF16":
         return (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
     if dtype not in _NUMPY:
@@ -50,10 +53,11 @@ def _decoded(path: Path, data: bytes, dtype: str) -> Array:
 
 def rounded(array: Array, dtype: str) -> Array:
     """The values as a file of this type holds them, still in fp32."""
-    return _decoded(Path(), _encoded(array, dtype), dtype).reshape(array.shape)
+    return decoded(Path(), encoded(array, dtype), dtype).reshape(array.shape)
 
 
-def _encoded(array: Array, dtype: str) -> bytes:
+def encoded(array: Array, dtype: str) -> bytes:
+    """Numbers as a file of this type has them."""
     if dtype != "BF16":
         return np.ascontiguousarray(array, _NUMPY[dtype]).tobytes()
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
@@ -64,7 +68,7 @@ def write(path: Path, arrays: Mapping[str, Array], dtype: str, metadata: Mapping
     """One file of one type, with the hashes by which A1111 and its kin know it."""
     body, entries = bytearray(), {}
     for name in sorted(arrays):
-        data = _encoded(arrays[name], dtype)
+        data = encoded(arrays[name], dtype)
         entries[name] = {"dtype": dtype, "shape": list(arrays[name].shape), "data_offsets": [len(body), len(body) + len(data)]}
         body += data
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}

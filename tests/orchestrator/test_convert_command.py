@@ -54,6 +54,45 @@ def test_two_become_one_by_their_weights(lisa: Path) -> None:
     assert not (both[f"{BLOCK}.lora_up.weight"] @ both[f"{BLOCK}.lora_down.weight"]).round(3).any()
 
 
+def test_a_lora_goes_into_a_model_and_what_a_model_has_learnt_comes_out(lisa: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint of one layer, which is all that matters here; its kind is told by its names."""
+    rng = np.random.default_rng(1)
+    layer = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    model = {
+        layer: rng.standard_normal((320, 768)).astype(np.float32),
+        "model.diffusion_model.input_blocks.0.0.weight": np.ones((320, 4, 3, 3), np.float32),
+        "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight": np.ones((77, 768), np.float32),
+    }
+    save_file(model, "model.safetensors")
+    assert main(["convert", str(lisa), "--into", "model.safetensors", "-o", "tuned.safetensors", "--weight", "0.5"]) == 0
+    assert "sd15 model with 1 layers changed" in capsys.readouterr().out
+    weights = load_file(lisa)
+    change = weights[f"{BLOCK}.lora_up.weight"] @ weights[f"{BLOCK}.lora_down.weight"] * 0.5 * 2 / 4
+    assert np.allclose(load_file("tuned.safetensors")[layer] - model[layer], change, atol=1e-5)
+    line = [
+        "convert",
+        "tuned.safetensors",
+        "--less",
+        "model.safetensors",
+        "-o",
+        "out.safetensors",
+        "--rank",
+        "4",
+        "--dtype",
+        "fp32",
+        "--json",
+    ]
+    assert main(line) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["family"], told["ranks"], told["changed_beside"]) == ("sd15", [4], 0)
+    assert told["kept_energy"] > 0.9999
+    found = load_file("out.safetensors")
+    assert np.allclose(found[f"{BLOCK}.lora_up.weight"] @ found[f"{BLOCK}.lora_down.weight"], change, atol=1e-3)
+    assert main(["convert", str(lisa), "--into", "model.safetensors", "--rank", "2", "-o", "x.safetensors"]) == 2
+    assert main(["convert", str(lisa), str(lisa), "--less", "model.safetensors", "-o", "x.safetensors"]) == 2
+    assert not Path("x.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [

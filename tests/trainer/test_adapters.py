@@ -132,7 +132,7 @@ def test_at_real_size_the_layers_are_kohyas_192_and_72() -> None:
     attention = find_targets("unet", unet, diffusion.TARGETS["attention"], Transformer2DModel)
     words = find_targets("text_encoder", text, clip.TARGETS)
     assert (len(kohya), len(attention), len(words)) == (192, 128, 72)
-    shapes = {sd15.key_of(t.part, t.name): (t.fan_in, t.fan_out, t.conv) for t in [*kohya, *words]}
+    shapes = {sd15.FAMILY.key_of(t.part, t.name): (t.fan_in, t.fan_out, t.conv) for t in [*kohya, *words]}
     assert shapes["lora_unet_down_blocks_0_attentions_0_proj_in"] == (320, 320, True)
     assert shapes["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"] == (768, 1280, False)
     assert shapes["lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_ff_net_0_proj"] == (320, 2560, False)
@@ -141,7 +141,7 @@ def test_at_real_size_the_layers_are_kohyas_192_and_72() -> None:
 
 
 def test_layer_names_are_kohyas_with_every_transformers() -> None:
-    assert sd15.key_of("text_encoder", "encoder.layers.0.mlp.fc1") == sd15.key_of("text_encoder", "text_model.encoder.layers.0.mlp.fc1")
+    assert sd15.FAMILY.key_of("text_encoder", "encoder.layers.0.mlp.fc1") == sd15.FAMILY.key_of("text_encoder", "text_model.encoder.layers.0.mlp.fc1")
 
 
 def kohya_names_of_sd15() -> set[str]:
@@ -159,7 +159,7 @@ def test_the_names_are_those_of_the_reference_listing() -> None:
 
     unet, text = real_parts()
     found = [*find_targets("unet", unet, (), Transformer2DModel), *find_targets("text_encoder", text, clip.TARGETS)]
-    assert {sd15.key_of(t.part, t.name) for t in found} == kohya_names_of_sd15()
+    assert {sd15.FAMILY.key_of(t.part, t.name) for t in found} == kohya_names_of_sd15()
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def tokens(model: Model, text: str) -> torch.Tensor:
 
 
 def save(adapter: Adapter, path: Path, dtype: torch.dtype = torch.float32, **metadata: str) -> export.Written:
-    return export.save_adapter(path, export.to_kohya(adapter, dtype, sd15.key_of), metadata)
+    return export.save_adapter(path, export.to_kohya(adapter, dtype, sd15.FAMILY.key_of), metadata)
 
 
 def test_the_file_loaded_by_diffusers_predicts_what_the_live_model_predicts(
@@ -223,7 +223,7 @@ def test_a_file_reads_back_as_it_was_written(trained: tuple[Model, Adapter], tmp
     save(adapter, tmp_path / "a.safetensors", dtype)
     targets = [t for lay in adapter.layouts.values() for t in lay.targets]
     again = Adapter.create(targets, 4, 1.0, 0, CPU)
-    export.load_into(again, tmp_path / "a.safetensors", sd15.key_of)
+    export.load_into(again, tmp_path / "a.safetensors", sd15.FAMILY.key_of)
     assert again.scale == adapter.scale
     for part in adapter.layouts:
         for (_, down, up), (_, down2, up2) in zip(adapter.matrices(part), again.matrices(part), strict=True):
@@ -256,10 +256,10 @@ def damaged(tensors: dict[str, torch.Tensor]) -> dict[str, Callable[[], dict[str
 @pytest.mark.parametrize("case", ["up missing", "stray", "layer missing"])
 def test_a_file_that_does_not_fit_is_refused(trained: tuple[Model, Adapter], tmp_path: Path, case: str) -> None:
     _, adapter = trained
-    tensors = damaged(export.to_kohya(adapter, torch.float32, sd15.key_of))[case]()
+    tensors = damaged(export.to_kohya(adapter, torch.float32, sd15.FAMILY.key_of))[case]()
     export.save_adapter(tmp_path / "a.safetensors", tensors, {})
     with pytest.raises(IntegrityError) as caught:
-        export.load_into(adapter, tmp_path / "a.safetensors", sd15.key_of)
+        export.load_into(adapter, tmp_path / "a.safetensors", sd15.FAMILY.key_of)
     assert caught.value.code == "LRY-FILE-ADAPTER"
 
 

@@ -234,9 +234,10 @@ def test_several_in_one_are_their_sum_by_weight() -> None:
 
 
 BAD: dict[str, dict[str, Any]] = {
-    "LoHa": {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": np.ones((2, 2), np.float32)},
-    "LoKr": {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": np.ones((2, 2), np.float32)},
+    "LoHa in Tucker": {"lora_unet_mid_block_attentions_0_proj_in.hada_t1": np.ones((2, 2), np.float32)},
+    "LoKr in Tucker": {"lora_unet_mid_block_attentions_0_proj_in.lokr_t2": np.ones((2, 2), np.float32)},
     "DoRA": {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": np.ones((2, 1), np.float32)},
+    "matrices for": {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": np.ones((2, 2), np.float32)},
     "pair": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": np.ones((2, 2), np.float32)},
     "no LoRA has": {"model.diffusion_model.input_blocks.0.0.weight": np.ones((2, 2), np.float32)},
     "finite": {
@@ -323,7 +324,7 @@ def test_who_can_load_a_file_is_told_from_its_names() -> None:
             assert [reader.program for reader in convert.readers(form, family)] == list(convert.PROGRAMS)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "sd35", "flux"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "sd3", "sd35", "flux", "zimage"])
 def test_every_format_that_a_training_writes_says_the_same_of_every_layer(tmp_path: Path, family: str) -> None:
     """The trainer's own writers against this reader: the same layers, the same strength, whatever the original fuses or swaps."""
     import torch

@@ -57,9 +57,9 @@ def chosen(family: Any, **keys: Any) -> dict[str, Slot]:
         options(**keys),
         diffusion.targets(unet, "kohya"),
         diffusion.convolutions(Stub(unet)) if "conv_rank" in keys else [],  # type: ignore[arg-type]
-        family.key_of,
+        family.FAMILY.key_of,
     )
-    return {family.key_of("unet", slot.target.name): slot for slot in slots}
+    return {family.FAMILY.key_of("unet", slot.target.name): slot for slot in slots}
 
 
 def test_a_locon_of_sd15_adds_every_layer_of_the_residual_and_resizing_blocks() -> None:
@@ -149,7 +149,7 @@ def test_rslora_scales_by_the_root_of_each_layers_rank() -> None:
 def test_what_leaves_nothing_to_train_is_refused_in_words(keys: dict[str, Any]) -> None:
     job, targets = options(**keys), diffusion.targets(real_unet(sd15), "kohya")
     with pytest.raises(SpecError) as caught:  # noqa: PT012  # either of the two may say it
-        slots = selection.slots_of(job, targets, [], sd15.key_of)
+        slots = selection.slots_of(job, targets, [], sd15.FAMILY.key_of)
         selection.expect_all_parts(job, slots, ["unet"])
     assert next(iter(keys)) in str(caught.value)
 
@@ -345,7 +345,7 @@ def test_a_locon_drawn_by_diffusers_is_the_one_that_was_trained(world: Path, spe
     stored = export.read_adapter(result.adapter)
     with torch.no_grad():
         for name, module in merged.named_modules():
-            if (key := sd15.key_of("unet", name)) in stored:
+            if (key := sd15.FAMILY.key_of("unet", name)) in stored:
                 down, up, alpha = stored.pop(key)
                 module.weight += (alpha / len(down) * up.float().flatten(1) @ down.float().flatten(1)).view(module.weight.shape)
         assert not stored

@@ -93,8 +93,3 @@ def targets(part: str, encoder: Any, *, skip: int = 1) -> list[Target]:
     silent = tuple(f"encoder.layers.{layer}." for layer in range(read_from, encoder.config.num_hidden_layers))
     found = find_targets(part, encoder, TARGETS)
     return [replace(target, idle=any(layer in target.name for layer in silent)) for target in found]
-
-
-def key_of(prefix: str, module: str) -> str:
-    """kohya's name. transformers 5 has no `text_model` in some encoders' module paths; the files always have."""
-    return f"{prefix}_text_model_" + module.removeprefix("text_model.").replace(".", "_")

@@ -144,6 +144,16 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 # --- T5 --------------------------------------------------------------------------------------------
 
 
+def t5_length(options: TrainingOptions, usual: int) -> int:
+    """Tokens that T5, or what is in its place, reads; CLIP reads its 77 whatever there is."""
+    return options.t5_length or usual
+
+
+def t5_capacity(options: TrainingOptions, *, usual: int, marks: int = 1) -> int:
+    """Tokens of a caption that are read by somebody, without the marks around it."""
+    return t5_length(options, usual) - marks
+
+
 def t5_tokens(tokenizer: Any, text: str, length: int) -> Tensor:
     """Token ids [length]: the text, the end mark, padding."""
     ids: Tensor = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids[0]

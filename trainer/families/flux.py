@@ -7,18 +7,18 @@ A dev model was distilled from guidance: it is told of 1 while it is trained, an
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer import export, fused
-from trainer.adapters import Adapter, Target
+from trainer import export, fused, names
+from trainer.adapters import Target
 from trainer.contract import Condition, Drawing
 from trainer.export import Origin
 from trainer.families import clip, flow
 from trainer.families.model import Family, Model
-from trainer.fused import Place
 from trainer.protocol import TrainingOptions
 
 T5_LENGTH = 512
@@ -35,68 +35,7 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     return flow.targets(module, BLOCKS, TARGETS[preset]) if part == "transformer" else clip.targets(part, module)
 
 
-# --- names -----------------------------------------------------------------------------------------
-
-QKV = (1, 1, 1)
-QKV_MLP = (1, 1, 1, 4)
-"""A single block's first layer: query, key, value, and a feed-forward four times as wide."""
-DOUBLE: Mapping[str, tuple[str, int, tuple[int, ...]]] = {
-    "attn.to_q": ("img_attn_qkv", 0, QKV),
-    "attn.to_k": ("img_attn_qkv", 1, QKV),
-    "attn.to_v": ("img_attn_qkv", 2, QKV),
-    "attn.add_q_proj": ("txt_attn_qkv", 0, QKV),
-    "attn.add_k_proj": ("txt_attn_qkv", 1, QKV),
-    "attn.add_v_proj": ("txt_attn_qkv", 2, QKV),
-    "attn.to_out.0": ("img_attn_proj", 0, (1,)),
-    "attn.to_add_out": ("txt_attn_proj", 0, (1,)),
-    "ff.net.0.proj": ("img_mlp_0", 0, (1,)),
-    "ff.net.2": ("img_mlp_2", 0, (1,)),
-    "ff_context.net.0.proj": ("txt_mlp_0", 0, (1,)),
-    "ff_context.net.2": ("txt_mlp_2", 0, (1,)),
-    "norm1.linear": ("img_mod_lin", 0, (1,)),
-    "norm1_context.linear": ("txt_mod_lin", 0, (1,)),
-}
-SINGLE: Mapping[str, tuple[str, int, tuple[int, ...]]] = {
-    "attn.to_q": ("linear1", 0, QKV_MLP),
-    "attn.to_k": ("linear1", 1, QKV_MLP),
-    "attn.to_v": ("linear1", 2, QKV_MLP),
-    "proj_mlp": ("linear1", 3, QKV_MLP),
-    "proj_out": ("linear2", 0, (1,)),
-    "norm.linear": ("modulation_lin", 0, (1,)),
-}
-
-
-def place_of(part: str, module: str) -> Place:
-    """The place in the original, where query, key and value are one, in a single block with the feed-forward."""
-    if part != "transformer":
-        return Place(clip.key_of("lora_te1", module))
-    kind, block, inner = module.split(".", 2)
-    name, index, shares = (DOUBLE if kind == "transformer_blocks" else SINGLE)[inner]
-    blocks = "double_blocks" if kind == "transformer_blocks" else "single_blocks"
-    return Place(f"lora_unet_{blocks}_{block}_{name}", index, shares)
-
-
-def key_of(part: str, module: str) -> str:
-    """kohya's name; layers that are one in the original share it."""
-    return place_of(part, module).name
-
-
-def to_kohya(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Under kohya's names, which are the original's."""
-    return fused.to_kohya(adapter, dtype, place_of)
-
-
 # --- words -----------------------------------------------------------------------------------------
-
-
-def t5_length(options: TrainingOptions) -> int:
-    """Tokens that T5 reads."""
-    return options.t5_length or T5_LENGTH
-
-
-def capacity(options: TrainingOptions) -> int:
-    """Tokens of a caption that T5 reads; CLIP reads 75."""
-    return t5_length(options) - 1
 
 
 def token_count(model: Model, text: str) -> int:
@@ -106,7 +45,7 @@ def token_count(model: Model, text: str) -> int:
 
 def tokens(model: Model, text: str, options: TrainingOptions) -> dict[str, Tensor]:
     """Ids [1, 77] for CLIP, [length] for T5."""
-    words = flow.t5_tokens(model.parts["tokenizer_2"], text, t5_length(options))
+    words = flow.t5_tokens(model.parts["tokenizer_2"], text, flow.t5_length(options, T5_LENGTH))
     return {"text_encoder": clip.tokens(model.parts["tokenizer"], text, 1), "text_encoder_2": words}
 
 
@@ -207,15 +146,15 @@ FAMILY = Family(
     },
     held={"vae": "vae.decoder.conv_in.weight", "text_encoder": flow.NOWHERE, "text_encoder_2": flow.NOWHERE},
     of_file=of_file,
-    formats={"diffusers": export.to_peft, "kohya": to_kohya},
+    formats={"diffusers": export.to_peft, "kohya": partial(fused.to_kohya, family="flux")},
     unused=flow.UNUSED,
     multiple=16,
     guidance=3.5,
     sampler="Euler",
     process=flow.process_of,
     targets=targets,
-    key_of=key_of,
-    capacity=capacity,
+    key_of=partial(names.kohya_name, "flux"),
+    capacity=partial(flow.t5_capacity, usual=T5_LENGTH),
     token_count=token_count,
     tokens=tokens,
     encode=encode,

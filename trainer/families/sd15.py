@@ -9,7 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
-from trainer import export
+from trainer import export, names
 from trainer.adapters import Target
 from trainer.contract import Condition, Drawing
 from trainer.export import Origin
@@ -24,11 +24,6 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     if part == "unet":
         return diffusion.targets(module, preset)
     return clip.targets(part, module, skip=model.foundation.clip_skip)
-
-
-def key_of(part: str, module: str) -> str:
-    """diffusers' names under kohya's prefixes."""
-    return "lora_unet_" + module.replace(".", "_") if part == "unet" else clip.key_of("lora_te", module)
 
 
 def token_count(model: Model, text: str) -> int:
@@ -89,11 +84,11 @@ FAMILY = Family(
         "scheduler": diffusion.SCHEDULER,
     },
     unused=diffusion.UNUSED,
-    formats={"kohya": partial(export.to_kohya, key_of=key_of), "diffusers": export.to_peft},
+    formats={"kohya": partial(export.to_kohya, key_of=partial(names.kohya_name, "sd15")), "diffusers": export.to_peft},
     process=diffusion.process_of,
     targets=targets,
     convolutions=diffusion.convolutions,
-    key_of=key_of,
+    key_of=partial(names.kohya_name, "sd15"),
     capacity=clip.capacity,
     token_count=token_count,
     tokens=tokens,

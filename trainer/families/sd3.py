@@ -14,17 +14,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor
 
-from trainer import export, fused
-from trainer.adapters import Adapter, Target
+from trainer import export, fused, names
+from trainer.adapters import Target
 from trainer.contract import Condition, Drawing
 from trainer.export import Origin
 from trainer.families import clip, flow
 from trainer.families.model import Family, Model
-from trainer.fused import Place
 from trainer.protocol import TrainingOptions
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 T5_LENGTH = 154
 TARGETS = {
     "kohya": (),  # every linear layer of the blocks
@@ -42,58 +40,7 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     return flow.targets(module, ("transformer_blocks",), TARGETS[preset], (f"transformer_blocks.{last}.attn.add_q_proj",))
 
 
-# --- names -----------------------------------------------------------------------------------------
-
-FUSED = {"to_q": 0, "to_k": 1, "to_v": 2, "add_q_proj": 0, "add_k_proj": 1, "add_v_proj": 2}
-ORIGINAL = {
-    "attn.to_out.0": "x_block_attn_proj",
-    "attn.to_add_out": "context_block_attn_proj",
-    "attn2.to_out.0": "x_block_attn2_proj",
-    "ff.net.0.proj": "x_block_mlp_fc1",
-    "ff.net.2": "x_block_mlp_fc2",
-    "ff_context.net.0.proj": "context_block_mlp_fc1",
-    "ff_context.net.2": "context_block_mlp_fc2",
-    "norm1.linear": "x_block_adaLN_modulation_1",
-    "norm1_context.linear": "context_block_adaLN_modulation_1",
-}
-
-
-def place_of(part: str, module: str, last: int = -1) -> Place:
-    """The place in the original, where a block's query, key and value are one. The `last` block's scale and shift of words are swapped."""
-    if part != "transformer":
-        return Place(clip.key_of(PREFIXES[part], module))
-    _, block, inner = module.split(".", 2)
-    prefix = f"lora_unet_joint_blocks_{block}_"
-    if inner in ORIGINAL:
-        return Place(prefix + ORIGINAL[inner], swapped=inner == "norm1_context.linear" and int(block) == last)
-    attention, name = inner.split(".")
-    side = "context_block" if name.startswith("add_") else "x_block"
-    return Place(f"{prefix}{side}_{attention}_qkv", FUSED[name], (1, 1, 1))
-
-
-def key_of(part: str, module: str) -> str:
-    """kohya's name; query, key and value share one."""
-    return place_of(part, module).name
-
-
-def to_kohya(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Under kohya's names, which are the original's."""
-    lay = adapter.layouts.get("transformer")
-    last = max((int(slot.target.name.split(".")[1]) for slot in lay.slots), default=-1) if lay else -1
-    return fused.to_kohya(adapter, dtype, partial(place_of, last=last))
-
-
 # --- words -----------------------------------------------------------------------------------------
-
-
-def t5_length(options: TrainingOptions) -> int:
-    """Tokens that T5 reads; CLIP reads its 77 whatever there is."""
-    return options.t5_length or T5_LENGTH
-
-
-def capacity(options: TrainingOptions) -> int:
-    """Tokens of a caption that are read by somebody."""
-    return t5_length(options) - 1
 
 
 def token_count(model: Model, text: str) -> int:
@@ -104,7 +51,7 @@ def token_count(model: Model, text: str) -> int:
 def tokens(model: Model, text: str, options: TrainingOptions) -> dict[str, Tensor]:
     """Ids [1, 77] for each CLIP, [length] for T5."""
     ids = {part: clip.tokens(model.parts[name], text, 1) for part, name in TOKENIZERS.items()}
-    return {**ids, "text_encoder_3": flow.t5_tokens(model.parts["tokenizer_3"], text, t5_length(options))}
+    return {**ids, "text_encoder_3": flow.t5_tokens(model.parts["tokenizer_3"], text, flow.t5_length(options, T5_LENGTH))}
 
 
 def encode(model: Model, part: str, ids: Tensor) -> Condition:
@@ -222,15 +169,15 @@ FAMILY = Family(
         "text_encoder_2": "text_encoders.clip_g.transformer.text_model.embeddings.position_embedding.weight",
         "text_encoder_3": "text_encoders.t5xxl.transformer.shared.weight",
     },
-    formats={"diffusers": export.to_peft, "kohya": to_kohya},
+    formats={"diffusers": export.to_peft, "kohya": partial(fused.to_kohya, family="sd3")},
     unused=(*flow.UNUSED, "guidance_embedding"),
     multiple=16,
     guidance=4.5,
     sampler="Euler",
     process=flow.process_of,
     targets=targets,
-    key_of=key_of,
-    capacity=capacity,
+    key_of=partial(names.kohya_name, "sd3"),
+    capacity=partial(flow.t5_capacity, usual=T5_LENGTH),
     token_count=token_count,
     tokens=tokens,
     encode=encode,

@@ -11,17 +11,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trainer import export
+from trainer import export, names
 from trainer.adapters import Target
 from trainer.contract import Condition, Drawing, View
 from trainer.export import Origin
 from trainer.families import clip, diffusion
 from trainer.families.model import Family, Model
-from trainer.names import original_name
 from trainer.protocol import TrainingOptions
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-PREFIXES = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 PENULTIMATE = 2
 
 
@@ -34,13 +32,6 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     if part == "unet":
         return diffusion.targets(module, preset)
     return clip.targets(part, module, skip=PENULTIMATE if part == "text_encoder" else 1)  # bigG's last layer makes the summary
-
-
-def key_of(part: str, module: str) -> str:
-    """The UNet's layers under the original's numbering."""
-    if part == "unet":
-        return "lora_unet_" + original_name(module).replace(".", "_")
-    return clip.key_of(PREFIXES[part], module)
 
 
 def token_count(model: Model, text: str) -> int:
@@ -137,11 +128,11 @@ FAMILY = Family(
         "scheduler": diffusion.SCHEDULER,
     },
     unused=(*diffusion.UNUSED, "clip_skip"),
-    formats={"kohya": partial(export.to_kohya, key_of=key_of), "diffusers": export.to_peft},
+    formats={"kohya": partial(export.to_kohya, key_of=partial(names.kohya_name, "sdxl")), "diffusers": export.to_peft},
     process=diffusion.process_of,
     targets=targets,
     convolutions=diffusion.convolutions,
-    key_of=key_of,
+    key_of=partial(names.kohya_name, "sdxl"),
     capacity=clip.capacity,
     token_count=token_count,
     tokens=tokens,

@@ -7,12 +7,13 @@ many words as a caption has, so the padding is cut off before it sees them. Trai
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer import export
+from trainer import export, names
 from trainer.adapters import Adapter, Target
 from trainer.contract import Condition, Drawing
 from trainer.export import Origin
@@ -36,27 +37,12 @@ def targets(model: Model, part: str, preset: str) -> list[Target]:
     return flow.targets(model.parts[part], BLOCKS, TARGETS[preset])
 
 
-def key_of(_part: str, module: str) -> str:
-    """The module's path under kohya's prefix; the original's names are diffusers' but for the fused query, key and value."""
-    return "lora_unet_" + module.replace(".", "_")
-
-
 def to_comfy(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """As ComfyUI's native files: diffusers' names under another prefix."""
     return {key.replace("transformer.", "diffusion_model.", 1): value for key, value in export.to_peft(adapter, dtype).items()}
 
 
 # --- words -----------------------------------------------------------------------------------------
-
-
-def length(options: TrainingOptions) -> int:
-    """Tokens that the language model reads."""
-    return options.t5_length or LENGTH
-
-
-def capacity(options: TrainingOptions) -> int:
-    """Tokens of a caption that are read, without the template's."""
-    return length(options) - FRAME
 
 
 def token_count(model: Model, text: str) -> int:
@@ -69,7 +55,7 @@ def tokens(model: Model, text: str, options: TrainingOptions) -> dict[str, Tenso
     tokenizer = model.parts["tokenizer"]
     message = [{"role": "user", "content": text}]
     framed = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=True)
-    read = tokenizer(framed, padding="max_length", max_length=length(options), truncation=True, return_tensors="pt")
+    read = tokenizer(framed, padding="max_length", max_length=flow.t5_length(options, LENGTH), truncation=True, return_tensors="pt")
     return {"text_encoder": read.input_ids[0]}
 
 
@@ -164,8 +150,8 @@ FAMILY = Family(
     sampler="Euler",
     process=flow.process_of,
     targets=targets,
-    key_of=key_of,
-    capacity=capacity,
+    key_of=partial(names.kohya_name, "zimage"),
+    capacity=partial(flow.t5_capacity, usual=LENGTH, marks=FRAME),
     token_count=token_count,
     tokens=tokens,
     encode=encode,
