@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ from providers.errors import ProviderError
 from .crashpoints import crashpoint
 from .errors import Interrupted, LorryError, MachineFailed, MayStillBill, ResultsIncomplete, TrainingFailed, outcome_of
 from .home import RunFolder
+from .learning.gathering import gathered
 from .ledger import Attempt
 from .report.page import write_page
 from .report.receipt import receipt
@@ -58,9 +60,17 @@ def close(trip: Trip, err: LorryError | ProviderError | None, decided: Mapping[s
     if trip.book().open_attempts and not isinstance(err, MayStillBill):
         err = MayStillBill("a machine of this run is not known to be gone", hint=f"lorry down {trip.order.run}")
     trip.ledger.record("closed", **(outcome_of(err) if err is not None or decided is None else decided))
+    _learn(trip)
     trip.folder.forget_stop()
     trip.tools.view.close()
     return account(trip.folder, trip.tools)
+
+
+def _learn(trip: Trip) -> None:
+    """What this run took is known to the next estimate. Nothing of the run depends on it."""
+    if trip.order.jobs:
+        with suppress(OSError, ValueError):
+            trip.tools.measured.add(gathered(trip.order, trip.folder, trip.ledger.entries))
 
 
 def account(folder: RunFolder, tools: Tools, bills: Mapping[int, Decimal | None] | None = None) -> dict[str, Any]:

@@ -26,7 +26,8 @@ def market(
     found = offers(order.providers, wanted, tools)
     found = found if order.unguarded else guardable(found, tools)
     bad = {*tools.memory.bad(tools.clock.now()), *avoid}
-    return make_plan(load, found, wanted, cap_usd=order.cap_usd, spent_usd=spent_usd, avoid=bad)
+    taught = tools.measured.lessons().about(order.image)
+    return make_plan(load, found, wanted, cap_usd=order.cap_usd, spent_usd=spent_usd, avoid=bad, prefer=order.prefer, taught=taught)
 
 
 def offers(names: Iterable[str], wanted: Requirements, tools: Tools) -> list[Offer]:

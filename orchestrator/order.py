@@ -21,7 +21,7 @@ import templates
 import trainer
 from providers.base import Offer, Requirements
 from trainer.base import Base
-from trainer.protocol import JobSpec
+from trainer.protocol import JobSpec, TrainingOptions
 
 from . import commands, plan
 from .budget import traffic_usd
@@ -31,9 +31,11 @@ from .file.check import Checked, JobCheck
 from .home import RunFolder
 from .hub import HubBase
 from .machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
-from .plan import Load, Work
+from .plan import Load, Prefer, Work
 from .pricing.families import cost_of
+from .pricing.needs import Bucket, Freedom, JobShape
 from .pricing.queue import Entry, queue
+from .pricing.settings import freedoms, keys_of
 from .ship import Item, Shipment, base_items, item, items_below
 
 TRAINER_BYTES = 500_000
@@ -50,6 +52,8 @@ class CheckedJob:
 
     config: LoraConfig
     check: JobCheck
+    written: frozenset[str] = frozenset()
+    """Keys that the file itself says, not a recipe or a default: a plan leaves them alone."""
 
     @property
     def name(self) -> str:
@@ -92,7 +96,14 @@ class CheckedJob:
 
 def checked_jobs(config: RunConfig, checked: Checked) -> list[CheckedJob]:
     """The jobs of a config that passed its check."""
-    return [CheckedJob(config=job, check=look) for job, look in zip(config.jobs, checked.jobs, strict=True)]
+    return [
+        CheckedJob(config=job, check=look, written=_written(config.sources.get(job.name, {})))
+        for job, look in zip(config.jobs, checked.jobs, strict=True)
+    ]
+
+
+def _written(sources: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(key for key, said_by in sources.items() if not said_by.startswith("recipe"))
 
 
 class Order(BaseModel):
@@ -109,12 +120,13 @@ class Order(BaseModel):
     boot_timeout_s: float
     start_two: bool = False
     """Whether to start two machines at a time and keep the one that is ready first."""
+    prefer: Prefer = "cheap"
+    """What machines are chosen by, the first as well as one that takes up what another lost."""
     unguarded: bool = False
     """Whether to train also where the machine's own guard does not prove itself."""
     jobs: tuple[JobSpec, ...]
     items: tuple[Item, ...]
     load: Load
-
     hub: tuple[HubBase, ...] = ()
     """Bases that the machine fetches by itself, to the byte."""
 
@@ -154,6 +166,19 @@ def load_of(jobs: Sequence[CheckedJob]) -> Load:
         base_scale=scale,
         download_bytes=sum(_download_bytes(work, scale) for work in works),
     )
+
+
+def settled(jobs: Sequence[CheckedJob], shapes: Sequence[JobShape]) -> list[CheckedJob]:
+    """The same jobs as a plan has set them for a card: from here on nothing more is set."""
+    made = []
+    for job, shape in zip(jobs, shapes, strict=True):
+        keys = keys_of(shape, _may(job)) | {"memory": "written"}
+        made.append(replace(job, config=job.config.model_copy(update=keys)))
+    return made
+
+
+def _may(job: CheckedJob) -> tuple[Freedom, ...]:
+    return freedoms(job.config.memory, job.written, TrainingOptions.model_fields)
 
 
 def queued(jobs: Sequence[CheckedJob]) -> list[CheckedJob]:
@@ -229,6 +254,7 @@ def make_order(
         requirements=requirements(config, disk_gib),
         cap_usd=cap_usd,
         start_two=config.machine.start_two,
+        prefer=config.machine.prefer,
         unguarded=unguarded,
         max_hours=config.budget.max_hours,
         image=config.machine.image,
@@ -346,6 +372,15 @@ def _work(job: CheckedJob) -> Work:
         saves=1 + (steps // every if every else 0),
         samples=len(options.sample_prompts) * (1 + steps // drawn if drawn else 0),
         dataset_bytes=sum(file.stat().st_size for file in job.files),
+        optimizer=options.optimizer,
+        mixed_precision=options.mixed_precision,
+        layers=options.layers,
+        conv_rank=options.conv_rank,
+        ema=options.ema_decay is not None,
+        base_precision=options.base_precision,
+        offload=options.offload,
+        buckets=tuple(Bucket(width=width, height=height, count=count) for (width, height), count in job.check.buckets.items()),
+        may=_may(job),
     )
 
 

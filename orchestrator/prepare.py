@@ -15,8 +15,8 @@ from .file.check import both, check, refusal
 from .file.joining import joined
 from .hub import Hub, HubBase, HubSilent
 from .market import offers
-from .order import CheckedJob, checked_jobs, load_of, queued, requirements, saving_often
-from .plan import Load, Plan, disk_gib, make_plan
+from .order import CheckedJob, checked_jobs, load_of, queued, requirements, saving_often, settled
+from .plan import RANKS, Load, Plan, disk_gib, make_plan
 from .pricing.worst import guardable
 from .trip import Tools
 
@@ -51,14 +51,26 @@ def checked_config(files: Sequence[Path] | None, *, given: Collection[str] = ())
 
 
 def prepare(
-    files: Sequence[Path] | None, tools: Tools, *, providers: Sequence[str] | None, budget: str | None, unguarded: bool = False
+    files: Sequence[Path] | None,
+    tools: Tools,
+    *,
+    providers: Sequence[str] | None,
+    budget: str | None,
+    unguarded: bool = False,
+    prefer: str | None = None,
+    settle: bool = True,
 ) -> Ready:
-    """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too."""
+    """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too.
+
+    `settle`: what the plan sets for the card of the first offer is written into the jobs; without it each card's own stays in view.
+    """
     given = [*(["providers"] if providers else []), *(["max_usd"] if budget else [])]
     config, jobs = checked_config(files, given=given)
     jobs = _in_order(jobs, tools)
     if providers:
         config = with_providers(config, providers)
+    if prefer:
+        config = preferring(config, prefer)
     cap = cap_of(budget) if budget else config.budget.max_usd
     tools.view.say(to_be_sent(jobs))
     hub, jobs = looked_up(jobs, Hub.from_environment(os.environ), tools)
@@ -70,11 +82,21 @@ def prepare(
     found = offers(config.machine.providers, wanted, tools)
     found = found if unguarded else guardable(found, tools)
     bad = tools.memory.bad(tools.clock.now())
-    plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
+    taught = tools.measured.lessons().about(config.machine.image)
+
+    def planned(load: Load) -> Plan:
+        return make_plan(load, found, wanted, cap_usd=cap, avoid=bad, prefer=config.machine.prefer, taught=taught)
+
+    plan = planned(work)
     if wanted.interruptible and not all(job.saves for job in jobs):
         jobs = _saving_often(jobs, work, plan, tools)
         work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
-        plan = make_plan(work, found, wanted, cap_usd=cap, avoid=bad)
+        plan = planned(work)
+    if settle and any(one.may for one in work.jobs):
+        jobs = settled(jobs, plan.best.estimate.shapes)
+        _say_settings(plan, tools)
+        work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
+        plan = planned(work)
     return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap, hub=hub)
 
 
@@ -117,6 +139,14 @@ def _held_to(job: CheckedJob, found: Mapping[tuple[str, str | None], HubBase]) -
     return job if base is None else replace(job, config=job.config.model_copy(update={"base_revision": base.revision}))
 
 
+def _say_settings(plan: Plan, tools: Tools) -> None:
+    """What was set is what is trained, so it is said."""
+    best = plan.best
+    if best.estimate.settings:
+        chosen = ", ".join(best.estimate.settings)
+        tools.view.say(f'for {best.offer.gpu_name} the plan sets: {chosen}; the keys of your file, or memory = "written", say otherwise')
+
+
 def _saving_often(jobs: Sequence[CheckedJob], work: Load, plan: Plan, tools: Tools) -> list[CheckedJob]:
     often = saving_often(jobs, work, plan.best.offer)
     every = ", ".join(
@@ -133,6 +163,13 @@ def with_providers(config: RunConfig, names: Sequence[str]) -> RunConfig:
         raise UsageError(f"there is no provider {unknown[0]!r}", hint=f"there are: {', '.join(PROVIDERS)}")
     machine = config.machine.model_copy(update={"providers": tuple(names)})
     return config.model_copy(update={"machine": machine})
+
+
+def preferring(config: RunConfig, word: str) -> RunConfig:
+    """The config with another preference than the file's."""
+    if word not in RANKS:
+        raise UsageError(f"there is no preference {word!r}", hint=f"there are: {', '.join(RANKS)}")
+    return config.model_copy(update={"machine": config.machine.model_copy(update={"prefer": word})})
 
 
 def cap_of(text: str) -> Decimal:

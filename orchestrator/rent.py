@@ -15,6 +15,7 @@ from providers.base import LaunchSpec, Offer
 from providers.errors import AuthError, NoCapacity, ProviderError, Refused
 
 from .errors import LorryError, MachineFailed, UsageError, outcome_of
+from .learning.records import said_of
 from .lease import Lease, NeverCreated
 from .ledger import Attempt
 from .lifecycle import Phase
@@ -239,7 +240,8 @@ def _take(trip: Trip, candidate: Candidate) -> Lease | None:
     offer = candidate.offer
     trip.enter("rent", f"{offer.gpu_name} at {offer.provider}, ${offer.prices.usd_per_hour(trip.order.requirements.disk_gib):.3f}/h")
     number = trip.book().next_attempt
-    trip.ledger.record("chosen", number=number, expected_usd=candidate.expected_usd, offer=written(offer))
+    said = said_of(candidate.estimate).model_dump(mode="json")
+    trip.ledger.record("chosen", number=number, expected_usd=candidate.expected_usd, offer=written(offer), said=said)
     keys = make_keys(trip.folder.path)
     most_s = trip.most_s(offer.prices, trip.order.requirements.disk_gib)
     label = label_for(trip.order.run, number, trip.clock.now() + timedelta(seconds=most_s))

@@ -11,6 +11,8 @@ from providers.base import Provider
 from .clock import SystemClock
 from .errors import UsageError
 from .home import Home
+from .learning.book import FILE as MEASURED
+from .learning.book import Measured
 from .machines.memory import FILE, Memory
 from .safety.interrupts import Interrupts
 from .setup.redaction import hide
@@ -28,6 +30,7 @@ def make_tools(*, as_json: bool) -> Tools:
         interrupts=Interrupts(view.say, outlives_terminal=True),
         provider=lru_cache(maxsize=None)(_provider(clock)),
         memory=Memory(Home.from_env().path / FILE),
+        measured=Measured(Home.from_env().path / MEASURED),
     )
 
 

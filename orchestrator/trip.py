@@ -17,6 +17,7 @@ from .budget import WAY_OUT_S, lifetime_s, spent_usd
 from .clock import Clock
 from .errors import Interrupted, OverBudget
 from .home import RunFolder
+from .learning.book import Measured
 from .lease import Lease, prices_of, usage_of
 from .ledger import Book, Ledger
 from .machines.memory import Memory
@@ -42,6 +43,8 @@ class Tools:
     provider: Callable[[str], Provider]
     memory: Memory = field(default_factory=Memory)
     """Machines that failed us."""
+    measured: Measured = field(default_factory=Measured)
+    """What runs took."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -39,13 +39,10 @@ TORCH_FREE = (
     "trainer.base",
     "trainer.prompts",
     "trainer.names",
-    "trainer.methods",
-    "trainer.targets",
-    "trainer.selection",
 )
 """All of the trainer that the user's computer may import: `check` and `plan` count as the trainer counts."""
 
-NUMPY_ONLY = ("trainer.baking", "trainer.convert", "trainer.lora", "trainer.tensorfile", "trainer.weights")
+NUMPY_ONLY = ("trainer.convert", "trainer.lora", "trainer.tensorfile")
 """Of the trainer too: `lorry convert` works with arrays, and asks for numpy when it is called."""
 
 MAY_IMPORT = {
@@ -70,6 +67,10 @@ PURE = (
     "orchestrator/machines/proof.py",
     "orchestrator/safety/reconcile.py",
     "orchestrator/machines/recovery.py",
+    "orchestrator/learning/calibration.py",
+    "orchestrator/learning/lessons.py",
+    "orchestrator/learning/records.py",
+    "orchestrator/learning/timeline.py",
     "orchestrator/pricing/alternatives.py",
     "orchestrator/pricing/estimate.py",
     "orchestrator/pricing/hosted.py",
@@ -77,13 +78,12 @@ PURE = (
     "orchestrator/pricing/phases.py",
     "orchestrator/pricing/quantiles.py",
     "orchestrator/pricing/risk.py",
+    "orchestrator/pricing/settings.py",
     "orchestrator/pricing/work.py",
     "orchestrator/pricing/reasons.py",
     "orchestrator/machines/inspection.py",
     "orchestrator/setup/versions.py",
     "trainer/blocks.py",
-    "trainer/methods.py",
-    "trainer/targets.py",
     "trainer/objective.py",
     "trainer/course.py",
     "trainer/optimizer_names.py",

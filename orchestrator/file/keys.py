@@ -78,6 +78,10 @@ class Machine(Section):
     boot_timeout_minutes: float = Field(
         15, gt=0, le=600, description="A machine that cannot be reached by then is given back for the next one."
     )
+    prefer: Literal["cheap", "fast", "safe"] = Field(
+        "cheap",
+        description="What offers are ranked by: the run's expected cost, its expected time, or how seldom something goes wrong.",
+    )
     start_two: bool = Field(
         False, description="Start two machines and keep the one that is ready first; the other is given back at once, its boot is paid."
     )
@@ -105,6 +109,12 @@ class LoraConfig(TrainingOptions):
     base: str = Field(min_length=1, description="Model to train on: a diffusers folder, one .safetensors checkpoint, or a hub id.")
     base_revision: str | None = Field(None, description="Commit of the hub id, so that the same base is used again.")
     family: str | None = Field(None, description=f"Kind of model: {', '.join(FAMILIES)}. Guessed from the base when not given.")
+    memory: Literal["same", "auto", "written"] = Field(
+        "same",
+        description="What the plan may set so that the job fits a card or is done sooner: `same` what leaves the result as it is to"
+        " rounding (gradient checkpointing, offload), `auto` also the precision of the frozen base, `written` nothing. Keys that the file"
+        " itself has always stand.",
+    )
     keep_metadata: bool = Field(
         False, description="Send pictures with what they tell of place, time and camera, which is left out of what is sent otherwise."
     )

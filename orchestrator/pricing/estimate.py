@@ -19,7 +19,7 @@ from orchestrator.budget import time_usd, traffic_usd
 from providers.base import Offer
 
 from .gpus import gpu
-from .needs import Fit, Memory, StepTime, fit, step_time, usable_bytes
+from .needs import Fit, JobShape, Memory, StepTime, fit, step_time, usable_bytes
 from .phases import NAMES, phases, settings_words
 from .quantiles import Range, added, range_of, times_it_happens, total
 from .risk import Waste, waste
@@ -58,6 +58,10 @@ class Estimate:
     """What the plan set so that the jobs fit this card, or are done sooner on it; empty: all is as asked for."""
     bound: str = ""
     """What a step waits for most."""
+    steps: int = 0
+    """Of all jobs together."""
+    shapes: tuple[JobShape, ...] = ()
+    """Every job as it is trained on this card."""
 
     @cached_property
     def seconds(self) -> Range:
@@ -155,6 +159,8 @@ class Estimator:
             memory=card.memory,
             settings=card.settings,
             bound=card.steps[0].bound if card.steps else "",
+            steps=sum(work.steps for work in self.load.jobs),
+            shapes=tuple(one.shape for one in card.fits),
         )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from .gpus import gpu
@@ -35,8 +34,9 @@ class Work:
     layers: str = "kohya"
     conv_rank: int | None = None
     ema: bool = False
-    micro: int | None = None
-    """Pictures in one pass, where a batch is cut into several."""
+    base_precision: str = "full"
+    offload: float = 0.0
+    """Share of the base that waits in main memory."""
     buckets: tuple[Bucket, ...] = ()
     """Sizes of pictures and how many there are of each; none are known: all are squares of `resolution`."""
     may: tuple[Freedom, ...] = ()
@@ -65,30 +65,26 @@ class Load:
 
 def shape_of(work: Work, scale: float) -> JobShape:
     """The job as memory and time see it."""
-    precision = work.mixed_precision
-    assert precision in {"no", "bf16", "fp16"}, precision
+    assert work.mixed_precision in {"no", "bf16", "fp16"}, work.mixed_precision
+    assert work.base_precision in {"full", "fp8", "int8", "nf4"}, work.base_precision
     return JobShape(
         family=work.family,
         buckets=work.buckets or (Bucket(width=work.resolution, height=work.resolution),),
         batch=work.batch_size,
-        micro=work.micro,
         accumulation=work.gradient_accumulation,
         rank=work.rank,
         layers="attention" if work.layers == "attention" else "kohya",
         conv_rank=work.conv_rank,
         trains_text=work.trains_text,
-        precision=precision,  # type: ignore[arg-type]  # one of the three, as was just seen
+        precision=work.mixed_precision,  # type: ignore[arg-type]  # one of them, as was just seen; so is the base's
         optimizer=work.optimizer,
         ema=work.ema,
         checkpointing=work.gradient_checkpointing,
+        base=work.base_precision,  # type: ignore[arg-type]
+        offload=work.offload,
         samples=work.samples > 0,
         scale=max(scale, SMALLEST_SCALE),
     )
-
-
-def set_up_as(work: Work, shape: JobShape) -> Work:
-    """The same job with the settings of `shape` that a plan may change."""
-    return replace(work, gradient_checkpointing=shape.checkpointing, micro=shape.micro, optimizer=shape.optimizer)
 
 
 def memory_of(load: Load) -> Memory:
@@ -116,8 +112,3 @@ def reading_total(family: str, training: Memory, scale: float) -> int:
 def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
     """Seconds of one optimizer step."""
     return step_time(shape_of(work, base_scale), gpu(gpu_name)).p50
-
-
-def all_that_any_may(jobs: Iterable[Work]) -> frozenset[Freedom]:
-    """What a plan may change of at least one of them."""
-    return frozenset(freedom for work in jobs for freedom in work.may)
