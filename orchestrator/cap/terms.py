@@ -169,7 +169,7 @@ class Terms:
         minutes = {name: max(1, ceil(short_s / 60)) for name, short_s in missing.items()}
         needs = "; ".join(f"{name} needs {more} more minutes than the cap leaves" for name, more in minutes.items())
         self.trip.say(
-            f"{needs}; {they_are} left out, so that what stands before {it} in the file is finished;"
+            f"{needs}; {they_are} left out, so that what stands before {it} in the queue is finished;"
             f" `lorry resume {self.trip.order.run} --budget {budget}` trains {it}"
         )
 

@@ -56,9 +56,7 @@ def test_a_company_fits_its_card_and_one_more_would_not(count: int, card: str, f
     shape = JobShape(family=family, buckets=(Bucket(width=side, height=side),), checkpointing=checkpointing)
 
     def fits(jobs: int) -> bool:
-        return memory(JobShape(family=family, buckets=shape.buckets, checkpointing=checkpointing, jobs=jobs)).total <= usable_bytes(
-            gpu(card)
-        )
+        return memory(replace(shape, jobs=jobs)).total <= usable_bytes(gpu(card))
 
     found = company([shape] * count, gpu(card))
     assert 1 <= found <= min(count, WIDEST)
