@@ -18,7 +18,7 @@ from .home import Busy, RunFolder
 from .ledger import Attempt
 from .lifecycle import Phase
 from .machines.trying import offer_of
-from .order import CheckedJob, Order, load_of, read_order, spec_file, written_down
+from .order import CheckedJob, Order, held_to, load_of, read_order, spec_file, written_down
 from .plan import Load, disk_gib, estimate, vram_bytes
 from .report.receipt import progress_of
 from .ship import item
@@ -73,7 +73,8 @@ def _free_names(trip: Trip, jobs: Sequence[CheckedJob]) -> None:
 def _addition(trip: Trip, jobs: Sequence[CheckedJob]) -> Addition:
     """The request, hashed and laid out; nobody sees it before `ask`."""
     ship = trip.folder.path / "ship"
-    specs, items = written_down(jobs, ship)
+    jobs = [held_to(job, trip.order.hub) for job in jobs]
+    specs, items = written_down(jobs, ship, image=trip.order.image, hub=trip.order.hub)
     items += [item(ship, spec_file(job.name), "") for job in jobs]
     there = {one.remote for one in trip.order.items}
     items = [one for one in items if one.remote not in there]

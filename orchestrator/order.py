@@ -23,7 +23,7 @@ from providers.base import Offer, Requirements
 from trainer.base import Base
 from trainer.protocol import JobSpec, TrainingOptions
 
-from . import commands, plan
+from . import commands, plan, provenance
 from .budget import traffic_usd
 from .cleaning import cleaned
 from .config import LoraConfig, RunConfig
@@ -246,7 +246,7 @@ def make_order(
     """Write down what is to be done: hashes every file that will be sent, and lays the small ones into the run's folder."""
     ship = folder.path / "ship"
     _lay_out(ship)
-    specs, items = written_down(jobs, ship)
+    specs, items = written_down(jobs, ship, image=config.machine.image, hub=hub)
     items += items_below(ship, "")
     order = Order(
         run=folder.id,
@@ -268,8 +268,10 @@ def make_order(
     return order
 
 
-def written_down(jobs: Sequence[CheckedJob], ship: Path) -> tuple[list[JobSpec], list[Item]]:
+def written_down(jobs: Sequence[CheckedJob], ship: Path, *, image: str, hub: Sequence[HubBase]) -> tuple[list[JobSpec], list[Item]]:
     """The trainer's view of these jobs, laid below `ship` too, and what is sent for them besides that."""
+    made_with = provenance.environment(ship, image)
+    known = {(base.repo, base.revision): provenance.of_hub(base) for base in hub}
     items: list[Item] = []
     specs: list[JobSpec] = []
     bases: dict[Path, str] = {}
@@ -277,6 +279,7 @@ def written_down(jobs: Sequence[CheckedJob], ship: Path) -> tuple[list[JobSpec],
         local = job.local_base
         if local is not None and local not in bases:
             bases[local], files = base_items(local)
+            known[bases[local], None] = provenance.of_folder(files)
             items += files
         base = job.base.location if local is None else bases[local]
         places = {}
@@ -285,11 +288,19 @@ def written_down(jobs: Sequence[CheckedJob], ship: Path) -> tuple[list[JobSpec],
             found = [item(chosen.parent, file.relative_to(chosen.parent).as_posix(), there) for file in used]
             items += found if job.config.keep_metadata else cleaned(found, ship.with_name("clean"))
             places[key] = f"{there}/{chosen.name}"
-        specs.append(spec_of(job, base=base, **places))
+        of_base = known.get((base, job.config.base_revision), {})
+        specs.append(spec_of(job, base=base, **places).model_copy(update={"made_with": made_with | of_base}))
         target = ship / spec_file(job.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(specs[-1].model_dump_json(indent=1))
     return specs, items
+
+
+def held_to(job: CheckedJob, hub: Sequence[HubBase]) -> CheckedJob:
+    """The job with the commit of its base that the session has, where it asks for no other."""
+    asked, wanted = (job.base.location if job.local_base is None else None), job.config.base_revision
+    found = next((base for base in hub if base.repo == asked and wanted in (None, base.revision)), None)
+    return job if found is None else replace(job, config=job.config.model_copy(update={"base_revision": found.revision}))
 
 
 def spec_file(job: str) -> str:

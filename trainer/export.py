@@ -244,6 +244,7 @@ def metadata(job: JobSpec, facts: Facts, origin: Origin, *, step: int, final_nam
     if job.trigger:
         values["modelspec.trigger_phrase"] = job.trigger
     values["lorry_version"] = facts.version
+    values |= {f"lorry_{name}": value for name, value in job.made_with.items()}
     return {key: str(value) for key, value in values.items()}
 
 

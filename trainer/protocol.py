@@ -461,6 +461,8 @@ class JobSpec(TrainingOptions):
     output: str
     comment: str = ""
     """Goes into the adapter's metadata."""
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """What the session is made of, by name and hash: goes into the metadata too."""
 
     @property
     def resident(self) -> tuple[str, ...]:

@@ -64,6 +64,7 @@ def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = No
         "message": str((book.closed or {}).get("message", "")),
         "hint": str((book.closed or {}).get("hint", "")),
         "jobs": [job_document(folder.job(name), name, job, cut=name in book.cut) | shares[name] for name, job in jobs.items()],
+        "made_with": made_with(folder),
         "machines": attempts(entries, book, now),
         "phases": phases(entries),
         "paid": paid(machines),
@@ -71,6 +72,12 @@ def receipt(folder: RunFolder, now: datetime, *, billed_usd: Decimal | None = No
         "report": str(report) if report.exists() else None,
         "folder": str(folder.path),
     }
+
+
+def made_with(folder: RunFolder) -> dict[str, dict[str, str]]:
+    """Of each job the image, and the hashes of trainer, packages and base."""
+    order = folder.read("order.json") or {"jobs": []}
+    return {job["name"]: job.get("made_with", {}) for job in order["jobs"]}
 
 
 def progress_of(folder: RunFolder, *, but: int = 0) -> Progress:

@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import trainer
+from orchestrator import provenance
 from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
 from orchestrator.file.check import check
 from orchestrator.home import Home, RunFolder
+from orchestrator.hub import HubBase, HubFile
 from orchestrator.machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from orchestrator.order import (
     CheckedJob,
     Order,
     checked_jobs,
+    held_to,
     load_of,
     make_order,
     read_order,
@@ -364,3 +367,32 @@ def test_pictures_are_sent_without_where_and_when_they_were_taken_unless_told_ot
     folder = Home(tmp_path / "home").new_run("kept")
     order = make_order(desk.config, kept, desk.load, folder, cap_usd=desk.config.budget.max_usd, disk_gib=10)
     assert photo in {i.source for i in order.items}
+
+
+def test_every_job_says_what_it_is_made_with_and_the_hashes_are_those_of_what_is_sent(desk: Desk):
+    """Which the machine compares before anything runs; so that years later somebody can tell what made a file."""
+    order = desk.order()
+    items = sorted((i.remote.removeprefix("trainer/"), i.sha256) for i in order.items if i.remote.startswith("trainer/"))
+    made = [job.made_with for job in order.jobs]
+    assert all(one == made[0] for one in made), "they share base and session"
+    assert made[0]["trainer_sha256"] == provenance.digest((f"trainer/{name}", sha256) for name, sha256 in items)
+    assert made[0]["image"] == desk.config.machine.image
+    base = order.jobs[0].base
+    files = [(i.remote.removeprefix(f"{base}/"), i.sha256) for i in order.items if i.remote.startswith(base)]
+    assert made[0]["base_sha256"] == provenance.digest(files)
+    (packages,) = [i for i in order.items if i.remote == "setup/requirements.txt"]
+    assert made[0]["requirements_sha256"] == provenance.digest([("setup/requirements.txt", packages.sha256)])
+
+
+def test_a_base_of_the_hub_is_named_by_its_commit_and_the_hashes_of_its_weights(tmp_path: Path):
+    desk = Desk(tmp_path, "someone/model")
+    files = (HubFile(name="unet/model.safetensors", size=1, sha256="a" * 64), HubFile(name="unet/config.json", size=1))
+    base = HubBase(repo="someone/model", revision="b" * 40, files=files)
+    jobs = [held_to(job, [base]) for job in desk.jobs]
+    order = make_order(desk.config, jobs, desk.load, desk.folder, cap_usd=Decimal(5), disk_gib=10, hub=[base])
+    assert {job.base_revision for job in order.jobs} == {"b" * 40}
+    assert order.jobs[0].made_with["base_revision"] == "b" * 40
+    assert order.jobs[0].made_with["base_sha256"] == provenance.digest([("unet/model.safetensors", "a" * 64)])
+    assert read_order(desk.folder) == order
+    assert not order.is_offline
+    assert order.model_copy(update={"hub": (base.model_copy(update={"needs_token": True}),)}).is_offline
