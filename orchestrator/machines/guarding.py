@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PROOF_S = 60.0
 """A guard beats every few seconds and asks its cloud once; twice that is slow, this is dead."""
 LOOK_S = 0.5
+MOST_AGE_S = 10 * 365 * 86400.0
+"""No machine of any cloud has been up for longer: one that says so is not believed."""
 LOST_S = 5.0
 """Clocks run a little differently. The machine is younger than its order, so that an honest age is behind ours by its boot."""
 
@@ -51,7 +53,7 @@ def guarded(trip: Trip, machine: Machine) -> None:
         return
     first = _beat(machine)
     if first is not None:
-        count_lost_time(trip, machine, first.age_s)
+        count_lost_time(trip, machine, first.age_s, read_now=True)
     left_s = trip.lifetime_s(lease) + WAY_OUT_S
     serial = (first.serial or 0) + 1 if first is not None else 1
     document = guard.lease(serial, left_s, f"~/{trip.order.root}/status.json")
@@ -70,11 +72,14 @@ def guarded(trip: Trip, machine: Machine) -> None:
     trip.say(f"guard armed and proven: whatever happens here, the machine ends itself by {ends:%Y-%m-%d %H:%M} UTC")
 
 
-def count_lost_time(trip: Trip, machine: Machine, age_s: float) -> None:
+def count_lost_time(trip: Trip, machine: Machine, age_s: float, *, read_now: bool = False) -> None:
     """The machine is so old by a clock that counts since boot. Where ours says less it was set back while no lorry ran, and catches up.
 
-    The age is kept, and the next is compared with it: a clock set on by an hour would hide one that is set back after it.
+    An age that was `read_now` is kept, and the next is compared with it: a clock set on by an hour would hide one that is set back after
+    it. One from a status may be old.
     """
+    if not 0 <= age_s <= MOST_AGE_S:
+        return
     ledger, number = trip.ledger, machine.number
     known = [entry for entry in ledger.entries if entry.kind == "age" and entry.attempt == number]
     counted_from = known[-1].at if known else trip.book().attempts[number].intended_at
@@ -82,7 +87,7 @@ def count_lost_time(trip: Trip, machine: Machine, age_s: float) -> None:
     if lost_s > LOST_S:
         ledger.catch_up(lost_s)
         trip.say(f"this computer's clock was set back: the machine is {duration(lost_s)} older than it says, and that is counted")
-    if not known or abs(lost_s) > LOST_S:
+    if read_now and (not known or abs(lost_s) > LOST_S):
         ledger.record("age", attempt=number, age_s=round(age_s, 1))
     machine.lease.knows_age = True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from math import inf
 
 from orchestrator.budget import SHORTEST_LIFE_S, WAY_OUT_S, show_usd
@@ -49,8 +50,6 @@ class Outage:
     asked_at: float = field(default=-inf)
     waited_s: float = 0.0
     """Silence that counts against the machine: its cloud answered meanwhile, so this computer was online."""
-    patience_s: float = 0.0
-    """For how long of it; counted up when the silence began."""
     ended: int = 0
     said: bool = False
 
@@ -63,9 +62,7 @@ class Outage:
             raise Interrupted("the machine was to stop, and does not answer; what was at home is kept", hint=again)
         if now - self.asked_at < ASK_S:
             return
-        if self.asked_at == -inf:
-            self.patience_s = self._patience_s()
-        passed, self.asked_at = min(now - self.asked_at, down_s), now
+        passed, self.asked_at = min(now - self.asked_at, down_s, 2 * ASK_S), now  # a longer gap is a computer that slept
         cloud = self.machine.lease.provider.name
         try:
             seen = self.machine.lease.describe()
@@ -77,11 +74,12 @@ class Outage:
         self.ended = self.ended + 1 if seen.status in OVER else 0
         if self.ended >= LOOKS:
             raise MachineFailed(f"it is {seen.status}" + (f": {seen.status_text}" if seen.status_text else ""))
-        if self.waited_s > self.patience_s:
+        patience_s = self._patience_s()
+        if self.waited_s > patience_s:
             raise MachineFailed(f"it has not answered for {duration(self.waited_s)}, and {cloud} calls it {seen.status}")
         if seen.ssh is not None and seen.status is InstanceStatus.RUNNING:
             self.machine.shell.endpoint = seen.ssh  # it may be back elsewhere
-        self._tell(f"the machine does not answer, {cloud} calls it {seen.status}; it is waited for, {duration(self.patience_s)} at most")
+        self._tell(f"the machine does not answer, {cloud} calls it {seen.status}; it is waited for, {duration(patience_s)} at most")
 
     def over(self) -> None:
         """It answers again."""
@@ -97,13 +95,14 @@ class Outage:
             self.trip.say(words)
 
     def _patience_s(self) -> float:
-        lease, now = self.machine.lease, self.trip.ledger.now()
+        """By what it had come to when the silence began; while this computer slept, it trained."""
+        lease, silent_since = self.machine.lease, self.trip.ledger.now() - timedelta(seconds=self.waited_s)
         if not lease.prices.usd_per_hour(lease.disk_gib):
             return LONGEST_PATIENCE_S  # one's own, which restarts
         attempt = self.trip.book().attempts[lease.number]
-        started = attempt.started_at or now
+        started = attempt.started_at or silent_since
         saved = [e.at for e in self.trip.ledger.entries if e.attempt == attempt.number and e.kind == "fetched"]
-        return patience_s((started - attempt.intended_at).total_seconds(), (now - max([started, *saved])).total_seconds())
+        return patience_s((started - attempt.intended_at).total_seconds(), (silent_since - max([started, *saved])).total_seconds())
 
 
 def stand_by(trip: Trip, machine: Machine) -> None:

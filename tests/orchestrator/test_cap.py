@@ -146,7 +146,7 @@ class Run:
         self.begin()
         self.look()  # whoever takes a machine up asks its cloud where it is
         age_s = self.clock.passed_s - self.rented_s
-        count_lost_time(self.trip, Machine(lease=self.lease, shell=None), age_s)  # type: ignore[arg-type]
+        count_lost_time(self.trip, Machine(lease=self.lease, shell=None), age_s, read_now=True)  # type: ignore[arg-type]
         self.trip.check_cap()
 
     def end(self) -> None:

@@ -82,13 +82,14 @@ class World:
             self.ledger.record("fetched", attempt=lease.number, job="lisa", role="checkpoint", step=step, final=False)
         lease.release("it is stopped: outbid")
 
-    def silence(self, seconds: float) -> None:
-        """The link is down for so long; a try a second, as a shell makes them."""
-        begun = self.clock.passed_s
+    def silence(self, seconds: float, *, asleep_s: float = 0.0) -> None:
+        """The link is down for so long; a try a second, as a shell makes them. After the third this computer may sleep."""
+        begun, tries = self.clock.passed_s, 0
         while self.clock.passed_s < begun + seconds:
             self.shell.down_s = self.clock.passed_s - begun
             self.shell.give_up()
-            self.clock.passed_s += 1.0
+            tries += 1
+            self.clock.passed_s += 1.0 + (asleep_s if tries == 3 else 0.0)
         self.shell.down_s = 0.0
         self.shell.came_back()
 
@@ -132,6 +133,15 @@ def test_patience_with_a_machine_that_may_be_alive_is_what_another_would_cost(wo
         world.silence(2 * LONGEST_PATIENCE_S)
     patience = BOOT_S + 60 + BOOT_S  # the first silence was training too, of which nothing came home
     assert begun + BOOT_S + patience <= world.clock.passed_s <= begun + BOOT_S + patience + 5
+
+
+def test_while_this_computer_slept_the_machine_trained_and_is_waited_for_so_much_longer(world: World):
+    """The line was down when it fell asleep. Twenty minutes later there are twenty minutes more to lose."""
+    world.rent()
+    begun, asleep_s = world.clock.passed_s, 1200.0
+    with pytest.raises(MachineFailed, match="has not answered"):
+        world.silence(2 * asleep_s + LONGEST_PATIENCE_S, asleep_s=asleep_s)
+    assert world.clock.passed_s - begun == pytest.approx(asleep_s + BOOT_S + asleep_s, abs=15)
 
 
 def test_a_machine_that_falls_silent_before_it_trains_is_not_waited_for_for_long(world: World):
