@@ -1,7 +1,10 @@
-"""python -m trainer [--root SESSION_DIR] [--one-by-one] JOB.json [JOB.json ...]
+"""python -m trainer [--root SESSION_DIR] [--one-by-one] [--gpus N] JOB.json [JOB.json ...]
 
 Trains jobs on the same base together, in one process and shared passes, which gives each what it gets alone
 to rounding; the others take their turn in order. `--one-by-one` trains every job by itself, to the bit.
+
+`--gpus N` trains each job on so many GPUs of this machine, one job after the other: each GPU takes its share of every step's
+pictures, so batch_size times gradient_accumulation must be N at least for all of them to have work.
 
 With `session.json` in the root, events go to its `events.jsonl`; without, plain lines are printed. Exit code:
 0 all done, 7 some failed, 75 stopped (SIGTERM, SIGINT or the supervisor's death: the step is finished, adapter
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from . import ranks
 from .errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, SpecError, TrainerError
 from .events import Emit, EventLog, plain_line, session_clock
 from .protocol import AnyEvent, Ended, JobSpec, Session, Warned
@@ -54,19 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--together", action="store_true", default=True, help="jobs that fit share their passes (default)")
     way.add_argument("--one-by-one", dest="together", action="store_false", help="one job after the other, for equal bits")
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="train each job on so many GPUs of this machine (default: 1)")
     options = parser.parse_args(argv)
     flag = StopFlag()
     flag.install()
     root: Path = options.root.resolve()
     in_session = (root / "session.json").is_file()
-    if in_session:
+    if in_session and not ranks.is_member():
         _end_with_the_supervisor()
         lock = _only_worker(root)
         if lock is None:
             sys.stderr.write("another worker of this session is still running\n")
             return EXIT_FAILED
+    if options.gpus > 1 and not ranks.is_member():
+        return ranks.lead(
+            sys.argv[1:] if argv is None else argv, options.gpus, lambda: flag.set, lambda words: sys.stderr.write(f"{words}\n")
+        )
+    if not ranks.is_first():
+        return _run_all(options.jobs, Run(root=root, sink=lambda _: None, flag=flag, in_session=in_session, together=False))
     sink: Emit = EventLog(root / "events.jsonl") if in_session else _print
-    return _run_all(options.jobs, Run(root=root, sink=sink, flag=flag, in_session=in_session, together=options.together))
+    return _run_all(
+        options.jobs, Run(root=root, sink=sink, flag=flag, in_session=in_session, together=options.together and not ranks.is_member())
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +96,13 @@ class Run:
 def _run_all(paths: Sequence[Path], how: Run) -> int:
     session = _session(how)  # before torch comes: whoever is added from now on is an arrival
     from .jobs import Place
+    from .team import join
     from .together import WIDTH, run_jobs
 
     place = Place(how.root, how.sink, session_clock(how.root), lambda: how.flag.set, _leaving(how))
+    if team := join(lambda: how.flag.set):
+        place.team, place.device, session = team, team.device, None
+        place.stopping, place.leaving = lambda: team.stopping, lambda _: False  # a stop is for all, in the same step
     specs, codes = _read(paths, how, place.clock)
     if session is not None and specs:
         place.arriving = _arriving(how, Arrivals(how.root, {*session.jobs}), specs[0].resident, place.clock)

@@ -22,7 +22,7 @@ CURABLE = ("LRY-TRAIN-NAN", "LRY-TRAIN-SPIKE", "LRY-TRAIN-HELDOUT")
 def fall_back(run: Run, error: TrainerError) -> bool:
     """Take a job back to its last good checkpoint, once, to go on at a smaller rate; False where that is no way out."""
     lane = run.lane
-    if error.code not in CURABLE or lane.course.ease < 1.0:
+    if error.code not in CURABLE or lane.course.ease < 1.0 or run.place.team:
         return False
     # A spike is told by several steps. Else, from the very same step it would only happen again.
     latest = lane.step - (course.WINDOW if error.code == "LRY-TRAIN-SPIKE" else 1)

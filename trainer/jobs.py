@@ -45,6 +45,7 @@ from .files import Written
 from .parts import needed_encoders, rates_of
 from .protocol import JobSpec, Phase
 from .saying import Losses, say_committed, warn
+from .team import Team
 
 VERSION = "0.1.0"
 
@@ -87,6 +88,8 @@ class Place:
     arriving: Callable[[], Sequence[JobSpec]] = tuple
     """Jobs that were sent since it was asked last."""
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    team: Team | None = None
+    """The processes that train each job together, where there are several."""
     _model: Any = None
     _foundation: Foundation | None = None
 
@@ -97,6 +100,11 @@ class Place:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
             torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves and draws."""
+        return self.team is None or self.team.first
 
     @property
     def cache(self) -> Cache:
@@ -236,7 +244,9 @@ def prepare(job: JobSpec, place: Place) -> Run:
     optimizer, warning = optimizers.create(job, adapter)
     if warning:
         warn(job, place, warning)
-    lane = loop.Lane(job, lessons.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16))
+    lane = loop.Lane(
+        job, lessons.plan, data, adapter, optimizer, rates, optimizers.LossScale(enabled=dtype == torch.float16), team=place.team
+    )
     facts = export.Facts(
         samples=trained,
         priors=found.priors,

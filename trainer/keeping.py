@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL.PngImagePlugin import PngInfo
 
-from . import checkpoint, export, loop, prompts, streams
+from . import checkpoint, export, loop, prompts, start, streams
 from .contract import Drawing
 from .convert import loads_in
 from .course import ruined
@@ -22,6 +22,9 @@ from .protocol import Evaluated
 from .saying import say_committed, say_phase
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .adapters import Adapter
     from .jobs import Run
 
 
@@ -30,6 +33,7 @@ def measure(run: Run) -> None:
     if not run.held.captions or (run.measured is not None and run.measured[0] == run.lane.step):
         return
     bands = loop.evaluate(run.model, run.lane.adapter, run.held)
+    bands = run.place.team.agree(bands) if run.place.team else bands
     loss = sum(bands) / len(bands)
     if not math.isfinite(loss):
         raise TrainingError("LRY-TRAIN-NAN", f"the held-out loss is not finite after step {run.lane.step}.", "Lower the learning rate.")
@@ -58,11 +62,19 @@ def due(run: Run) -> bool:
     return run.lane.step > 0 and (due_adapter(run) or _due_checkpoint(run))
 
 
-def keep_up(run: Run, *, again: bool = False) -> None:
-    """Draw what is due at this step. `again`: only what the last life did not get to."""
-    job = run.job
+def keep_up(run: Run, *, again: bool = False, file: Path | None = None) -> None:
+    """Draw what is due at this step. `again`: only what the last life did not get to. `file`: the adapter's, which is read afresh.
+
+    So a file that does not load, or says something else than was trained, is seen where it was made.
+    """
+    job, adapter = run.job, run.lane.adapter
+    if not run.place.writes:
+        return
+    if file is not None:
+        with adapter.averaged():
+            adapter = start.through_file(adapter, file, job.family)
     if run.prompts and job.sample_every_steps and (run.lane.step % job.sample_every_steps == 0 or run.lane.done):
-        _draw(run, again=again)
+        _draw(run, adapter, again=again)
 
 
 def due_adapter(run: Run) -> bool:
@@ -86,6 +98,9 @@ def save(run: Run, company: Mapping[str, int], cut: int) -> None:
     lane = run.lane
     if lane.step == 0:
         return
+    if not run.place.writes:
+        run.last_good = lane.step
+        return
     say_phase(run, "saving", f"step {lane.step}")
     state = checkpoint.State(lane.step, run.digest, lane.adapter, lane.optimizer, lane.scaler, company, cut, run.best, lane.course)
     say_committed(run, checkpoint.save(run.out / "checkpoints", state), "checkpoint", lane.step)
@@ -96,6 +111,8 @@ def commit_adapter(run: Run, *, final: bool) -> Written:
     """Write the adapter of this step."""
     step = run.lane.step
     name = run.job.name if final else f"{run.job.name}-step{step:06d}"
+    if not run.place.writes:
+        return Written(run.out / f"{name}.safetensors", 0, "")
     with run.lane.adapter.averaged():
         write = next(iter(run.model.family.formats.values()))
         tensors = write(run.lane.adapter, export.DTYPES[run.job.save_precision])
@@ -107,7 +124,7 @@ def commit_adapter(run: Run, *, final: bool) -> Written:
     return written
 
 
-def _draw(run: Run, *, again: bool) -> None:
+def _draw(run: Run, adapter: Adapter, *, again: bool) -> None:
     say_phase(run, "sampling", f"step {run.lane.step}")
     for number, prompt in enumerate(run.prompts):
         if run.place.stopping() or run.place.leaving(run.job.name):
@@ -117,24 +134,24 @@ def _draw(run: Run, *, again: bool) -> None:
             data = path.read_bytes()
             say_committed(run, Written(path, len(data), hashlib.sha256(data).hexdigest()), "sample", run.lane.step)
             continue
-        with run.lane.adapter.averaged():
-            written = write_atomically(path, _drawn(run, prompt, number))
+        with adapter.averaged():
+            written = write_atomically(path, _drawn(run, adapter, prompt, number))
         say_committed(run, written, "sample", run.lane.step)
     run.model.release_encoders(keep=needed_encoders(run.job, run.model))
     say_phase(run, "training")
 
 
-def _drawn(run: Run, prompt: prompts.Prompt, number: int) -> bytes:
+def _drawn(run: Run, adapter: Adapter, prompt: prompts.Prompt, number: int) -> bytes:
     """One sample as a PNG that says how it was made."""
     job, model = run.job, run.model
     multiple, guidance = model.family.multiple, model.family.guidance if prompt.guidance is None else prompt.guidance
     width, height = (side // multiple * multiple for side in (prompt.width or job.resolution, prompt.height or job.resolution))
     size = (width, height)
     seed = streams.key(job.seed, "sample", number) % 2**32 if prompt.seed is None else prompt.seed
-    with model.bank.use([run.lane.adapter], model.dtype):
+    with model.bank.use([adapter], model.dtype):
         embedding, negative = run.embedding(prompt.text), run.embedding(prompt.negative)
     drawing = Drawing(size=size, seed=seed, guidance=guidance, steps=prompt.steps)
-    picture = model.draw(embedding, negative, drawing, run.lane.adapter)
+    picture = model.draw(embedding, negative, drawing, adapter)
     about = PngInfo()
     drawn_by = f"Sampler: {model.family.sampler}, CFG scale: {guidance:g}"
     settings = f"Steps: {prompt.steps}, {drawn_by}, Seed: {seed}, Size: {width}x{height}"

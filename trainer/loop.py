@@ -16,7 +16,6 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from .optimizers import LossScale, Updater, clip
 from .protocol import TrainingOptions
 from .replay import Outputs
 from .rotation import Rotation
+from .team import Team
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +106,6 @@ class Piece:
     indices: tuple[int, ...]
     share: float
     """What they count of the step."""
-
-
-class Team(Protocol):
-    """Processes that train one job together, each with a share of every step."""
-
-    rank: int
-    size: int
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The sum of every process's tensor."""
 
 
 @dataclass(slots=True)
@@ -242,8 +232,9 @@ class Lane:
             return
         for flat in self.adapter.flat.values():
             flat.grad = self.team.total(torch.zeros_like(flat) if flat.grad is None else flat.grad)
-        counted = self.team.total(torch.stack([self._loss.double(), torch.tensor(float(self._rows)).to(self._loss)]))
+        counted = self.team.total(torch.stack([self._loss.double(), torch.tensor(float(self._rows)).to(self._loss.device)]))
         self._loss, self._rows = counted[0], int(counted[1])
+        self.team.settle()
 
     def take_result(self) -> tuple[float, int]:
         """The loss and samples of the passes since the last step; a new step begins."""

@@ -15,6 +15,7 @@ life need not know who was there. A job that arrives while others train joins th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -145,7 +146,8 @@ class Crew:
         self._go_on([run for run in self.runs.values() if run not in before])
 
     def _take_in(self, spec: JobSpec) -> None:
-        self.runs[spec.name] = jobs.prepare(spec, self.place)
+        with self.place.team.in_turn() if self.place.team else nullcontext():
+            self.runs[spec.name] = jobs.prepare(spec, self.place)
 
     def _go_on(self, begun: Sequence[Run]) -> None:
         """From where the last life of these left off; then all at once into training."""
@@ -232,6 +234,8 @@ class Crew:
         """A pass did not come through. Alone: that job's end. Together: smaller, or each by itself until one is found to be the cause."""
         if _is_fatal(error):
             raise error
+        if self.place.team:  # the others wait for this process in the middle of the step: they end with it
+            raise SystemExit(str(jobs.failure(error, members[0].lane.step)))
         for run in members:
             run.lane.rewind()
         if len(members) == 1:
@@ -294,9 +298,9 @@ class Crew:
 
     def _finish(self, run: Run, *, again: bool = False) -> None:
         run.said.flush()
-        keeping.keep_up(run, again=again)
         keeping.measure(run)
         written = keeping.commit_adapter(run, final=True)
+        keeping.keep_up(run, again=again, file=written.path)
         self._end(Result(run.job.name, "done", run.lane.step, run.said.last, written.path, written.sha256, message=keeping.verdict(run)))
 
     def _finish_at_best(self, run: Run) -> None:
