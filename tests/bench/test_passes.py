@@ -6,6 +6,7 @@ Figures go, dated, into docs/measurements.md.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import time
@@ -61,6 +62,69 @@ def in_one_pass(model: Any, lanes: list[Any]) -> None:
 
     for _ in range(STEPS):
         loop.advance(model, lanes)
+
+
+def resident_mib() -> float:
+    """Main memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def by_itself(root: Path, number: int, ready: Any, results: Any) -> None:
+    """One job in a process of its own, begun with the others: its CPU seconds and its memory."""
+    import torch
+
+    torch.set_num_threads(1)
+    model, lanes = crew_of(root, number + 1)
+    lanes = lanes[-1:]
+    in_one_pass(model, lanes)
+    ready.wait(300)
+    results.put((cpu_seconds(lambda: [in_one_pass(model, lanes) for _ in range(ROUNDS)] and None), resident_mib()))
+
+
+def at_once(root: Path, count: int) -> tuple[float, float]:
+    """As many processes as jobs, at the same time: CPU seconds of a round of all, and MiB of all."""
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(count), context.Queue()
+    processes = [context.Process(target=by_itself, args=(root, number, ready, results)) for number in range(count)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=600) for _ in processes]
+    for process in processes:
+        process.join(60)
+    return sum(seconds for seconds, _ in found) / ROUNDS, sum(mib for _, mib in found)
+
+
+@pytest.mark.bench
+def test_jobs_in_one_pass_against_as_many_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done without a session: every job loads its own base, and all of them get in each other's way."""
+    import torch
+
+    from tests import tiny
+
+    torch.set_num_threads(1)
+    tiny.sd15(tmp_path / "base")
+    tiny.pictures(tmp_path / "data", count=4)
+    crew_of(tmp_path, 8)  # latents are made once, for everybody
+    gains, grown = {}, {}
+    alone_mib = 0.0
+    for count in (1, 2, 4, 8):
+        before = resident_mib()
+        model, lanes = crew_of(tmp_path, count)
+        in_one_pass(model, lanes)
+        joint = statistics.median(cpu_seconds(lambda m=model, l=lanes: in_one_pass(m, l)) for _ in range(ROUNDS))
+        here_mib = resident_mib()
+        apart, mib = at_once(tmp_path, count)
+        alone_mib = alone_mib or here_mib
+        gains[count], grown[count] = apart / joint, here_mib - alone_mib
+        samples = STEPS * count
+        with capsys.disabled():
+            print(
+                f"\nN={count}: {samples / joint:.1f} samples a CPU second in one process, {samples / apart:.1f} in {count}, "
+                f"gain {gains[count]:.2f}; {here_mib:.0f} MiB ({here_mib - before:+.1f} for this crew) against {mib:.0f} MiB"
+            )
+    assert gains[4] > 1.5
+    assert gains[8] > gains[1]
 
 
 @pytest.mark.bench

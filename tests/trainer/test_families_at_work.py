@@ -61,7 +61,16 @@ def train(family: str, places: dict[str, Place], spec: Callable[..., dict[str, A
         place.emit = events.append
         place.stopping = lambda: max((e.step for e in events if isinstance(e, Step)), default=0) >= stop_at
         common = {"family": family, "base": family}
-        run_jobs([JobSpec(**spec(**{**common, "output": f"runs/{family}/{out}/{job['name']}", **job})) for job in jobs], place)
+        late = {job["name"]: job["arrives_at"] for job in jobs if "arrives_at" in job}
+        plain = [{key: value for key, value in job.items() if key != "arrives_at"} for job in jobs]
+        specs = [JobSpec(**spec(**{**common, "output": f"runs/{family}/{out}/{job['name']}", **job})) for job in plain]
+
+        def arriving() -> list[JobSpec]:
+            reached = max((e.step for e in events if isinstance(e, Step)), default=0)
+            return [one for one in specs if late.get(one.name, math.inf) <= reached and late.pop(one.name)]
+
+        place.arriving = arriving
+        run_jobs([one for one in specs if one.name not in late], place)
         return events
 
     return run
@@ -154,12 +163,14 @@ def test_stopped_and_gone_on_is_undisturbed_bit_for_bit(words: dict[str, Any], t
 
 
 def test_jobs_in_one_pass_get_what_they_get_alone(train: Train, home: Path) -> None:
-    """Different ranks, rates and seeds over pictures of two shapes; what a picture says of itself goes with its row.
+    """Different ranks, rates and seeds over pictures of two shapes; one comes later, one explodes; what a picture says goes with its row.
 
     To rounding, which AdamW enlarges where a gradient is nearly none: the learnt halves agree as wholes.
     """
     jobs = [{"name": f"j{i}", "steps": 5, "rank": 4 - i, "seed": i, "learning_rate": 1e-3 * (i + 1)} for i in range(3)]
-    train(jobs, "together")
+    guests = [{**jobs[2], "arrives_at": 2}, {"name": "bad", "steps": 5, "seed": 9, "learning_rate": 1e30}]
+    told = only(train([*jobs[:2], *guests], "together"), Ended)
+    assert {e.job: e.state for e in told} == {"j0": "done", "j1": "done", "j2": "done", "bad": "failed"}
     for job in jobs:
         train([job], "alone")
         a, b = (load_file(home / how / job["name"] / f"{job['name']}.safetensors") for how in ("together", "alone"))
