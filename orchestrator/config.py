@@ -24,7 +24,7 @@ from trainer.protocol import FAMILIES, NAME_PATTERN, TrainingOptions
 
 from .errors import ConfigError, Finding
 from .file.bases import family_told_by
-from .file.keys import PROVIDERS, Budget, LoraConfig, Machine, RunConfig, Section
+from .file.keys import PROVIDERS, Budget, LogTo, LoraConfig, Machine, RunConfig, Section
 from .file.wording import allowed, instead, kind_of, nearest, rewritten, say, short, wrong_type
 
 if TYPE_CHECKING:
@@ -236,14 +236,16 @@ class _Reader:
 
     def run(self, table: dict[str, Any]) -> RunConfig | None:
         """The config, or None when there are findings."""
-        known = self._keys(table, {"name": str, "budget": Any, "machine": Any, "defaults": Any, "lora": Any}, (), "at the top of the file")
+        tables = {"budget": Any, "machine": Any, "defaults": Any, "lora": Any}
+        known = self._keys(table, _annotations(_Top) | tables, (), "at the top of the file")
         budget = self._section(Budget, known, "budget")
         machine = self._section(Machine, known, "machine")
-        name = self._build(_Named, {"name": known["name"]} if "name" in known else {}, {"name": ("name",)}, "the run")
+        top = {key: known[key] for key in _Top.model_fields if key in known}
+        named = self._build(_Top, top, {key: (key,) for key in _Top.model_fields}, "the run")
         jobs, sources = self._jobs(known)
-        if self.findings.found or not isinstance(name, _Named):
+        if self.findings.found or not isinstance(named, _Top):
             return None
-        whole = {"name": name.name, "budget": budget, "machine": machine, "lora": tuple(jobs), "file": self.file, "sources": sources}
+        whole = {**dict(named), "budget": budget, "machine": machine, "lora": tuple(jobs), "file": self.file, "sources": sources}
         return RunConfig.model_validate(whole)
 
     def _not_a_table(self, name: str) -> None:
@@ -406,14 +408,15 @@ class _Reader:
         self.findings.at((*loc, *inside), code, message, hint)
 
 
-class _Named(Section):
+class _Top(Section):
     """The keys above all tables."""
 
     name: str = Field(pattern=NAME_PATTERN)
+    log_to: LogTo = ()
 
 
 _EXAMPLES: dict[str, str] = {
-    "_Named.name": 'begin the file with name = "autumn"',
+    "_Top.name": 'begin the file with name = "autumn"',
     "Budget.max_usd": "write max_usd = 5.00 under [budget]: the most that this run may cost",
     "LoraConfig.name": 'write name = "lisa": it names the results',
     "LoraConfig.dataset": 'write dataset = "datasets/lisa": the folder with the pictures',

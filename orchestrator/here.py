@@ -20,6 +20,7 @@ from .order import CheckedJob, spec_of
 from .prepare import checked_config
 from .progress import Progress
 from .report.receipt import job_document
+from .report.tracking import Source, tracked
 from .safety.interrupts import HERE, Interrupts
 from .tools import version
 from .view import Snapshot, View, make_view
@@ -41,6 +42,8 @@ def train_here(file: Path | None, out: Path, *, together: bool, as_json: bool) -
     clock = SystemClock()
     view = make_view(as_json=as_json, clock_s=clock.monotonic_s, lorry_version=version())
     progress = Progress([job.name for job in jobs])
+    told = Source(events=lambda: [file for file in [session / "events.jsonl"] if file.exists()], results=out, jobs=progress.jobs)
+    view = tracked(view, config.log_to, told, out, run=config.name, began=clock.now().timestamp(), clock_s=clock.monotonic_s)
     code = _work(session, out, progress, view, config.name, together=together)
     view.close()
     return [job_document(out / name, name, done) for name, done in progress.jobs.items()], EXIT_OF_TRAINER.get(code, 7)

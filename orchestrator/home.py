@@ -8,6 +8,7 @@
     runs/<run>/staging/            files on their way home; nothing here is a result
     runs/<run>/events-<n>.jsonl    what the n-th machine told, byte for byte
     runs/<run>/jobs/<name>/        results: adapters, checkpoints/, samples/
+    runs/<run>/tensorboard/, wandb/  curves, where `log_to` asks for them
     runs/<run>/receipt.json, report.html
     runs/<run>/additions/          jobs that `lorry add` asks the client that drives the run to take in
     runs/<run>/stop                its existence asks the client that drives the run to stop it
@@ -66,6 +67,10 @@ class RunFolder:
     def job(self, name: str) -> Path:
         """Where the results of a job are."""
         return self.path / "jobs" / name
+
+    def told(self) -> list[Path]:
+        """What its machines have told, machine after machine."""
+        return sorted(self.path.glob("events-*.jsonl"), key=lambda file: int(file.stem.partition("-")[2]))
 
     def write(self, name: str, document: Any) -> Path:
         """A JSON file of the run, replaced as a whole."""

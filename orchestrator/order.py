@@ -118,6 +118,8 @@ class Order(BaseModel):
     max_hours: float | None
     image: str
     boot_timeout_s: float
+    log_to: tuple[str, ...] = ()
+    """Trackers that are kept up at home."""
     start_two: bool = False
     """Whether to start two machines at a time and keep the one that is ready first."""
     prefer: Prefer = "cheap"
@@ -257,6 +259,7 @@ def make_order(
         prefer=config.machine.prefer,
         unguarded=unguarded,
         max_hours=config.budget.max_hours,
+        log_to=config.log_to,
         image=config.machine.image,
         boot_timeout_s=config.machine.boot_timeout_minutes * 60,
         jobs=tuple(specs),

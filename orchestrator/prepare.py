@@ -18,6 +18,7 @@ from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, queued, requirements, saving_often, settled
 from .plan import RANKS, Load, Plan, disk_gib, make_plan
 from .pricing.worst import guardable
+from .report.tracking import expect_installed
 from .trip import Tools
 
 
@@ -46,6 +47,7 @@ def checked_config(files: Sequence[Path] | None, *, given: Collection[str] = ())
     looked = both([check(one) for one in configs])
     if wrong := refusal(looked):
         raise wrong
+    expect_installed(config.log_to)
     console.findings(looked.findings)
     return config, checked_jobs(config, looked)
 

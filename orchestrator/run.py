@@ -6,6 +6,7 @@ that another process began: `lorry run`, `attach` and `resume` are this program 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -25,6 +26,7 @@ from .plan import Plan
 from .rent import end, rented
 from .report.plan_document import plan_document
 from .report.receipt import progress_of
+from .report.tracking import Source, tracked
 from .trip import Tools, Trip
 from .watch import pull, start, watch
 
@@ -129,6 +131,10 @@ def begin(order: Order, folder: RunFolder, ledger: Ledger, tools: Tools, first: 
     current = ledger.book().current
     progress = progress_of(folder, but=current.number if current else 0)
     progress.committed.clear()  # files of machines that are gone
+    told = Source(events=folder.told, results=folder.path / "jobs", jobs=progress.jobs)
+    began = (ledger.book().opened_at or tools.clock.now()).timestamp()
+    view = tracked(tools.view, order.log_to, told, folder.path, run=order.run, began=began, clock_s=tools.clock.monotonic_s)
+    tools = replace(tools, view=view)
     trip = Trip(order=order, folder=folder, ledger=ledger, tools=tools, progress=progress, candidates=tuple)
     trip.candidates = lambda: onward(trip, first)
     return trip

@@ -32,6 +32,7 @@ CHAPTERS = (
             "family": "When a hub id does not tell it by its name.",
             "recipe": "Always, to begin with: `lorry init` picks one. Then change one key at a time.",
             "regularisation": "When the trained person begins to stand for every person: pictures of the class, no captions needed.",
+            "keep_metadata": "Hardly ever: training looks at no place and no camera.",
             "masks": "When the ground, a watermark or another person must not be learnt.",
             "start_from": "To train on from a LoRA that was stopped too early, or from another tool's.",
             "merge_lora": "To train something on top of a style that you always use.",
@@ -97,9 +98,14 @@ CHAPTERS = (
         "Rank is how much can be learnt, alpha over rank how strongly; file size grows with rank. Doubling alpha is much like doubling the "
         "learning rate.",
         {
+            "adapter": "`lokr` for the smallest files, `loha` where a low rank is not enough and all your programs read it; else leave it.",
+            "dora": "When a small rank misses detail, and you draw with ComfyUI or Forge.",
             "rank": "8 to 16 for a subject, 32 for a style, 64 and more where realistic detail is still missing at the right step count. "
             "Lower it when the style of the pictures bleeds into everything.",
             "alpha": "Half the rank to tame a run that burns in fast; leave it alone while you compare learning rates.",
+            "lokr_factor": "With `lokr`: 4 to 8 for a subject; -1 for the smallest file.",
+            "lokr_whole": "With `lokr`: for the most that it can learn.",
+            "lokr_decompose_both": "With `lokr`: for a file that is smaller still.",
             "rslora": "For ranks of 64 and more, which otherwise learn too slowly to be worth their size.",
             "layers": "`attention` for the smallest file that diffusers' own scripts would give; it learns a style less well.",
             "conv_rank": "For styles of line and texture on UNets, at half the rank or less. `lorry convert` says who can load it.",
@@ -191,11 +197,12 @@ CHAPTERS = (
         "keeps it in main memory, by itself, and says so.",
         {
             "gradient_checkpointing": "When the plan says that memory will not do: it is the cheapest way to half of it.",
-            "base_precision": "When the frozen model is what does not fit: `int8` halves it and is hardly to be told from whole, `nf4` makes a "
-            "quarter of it. Each step takes longer, so not for speed. `merge_lora` is added before it is stored.",
-            "encoder_precision": "When captions of SD3, FLUX or Z-Image cannot be read for want of memory; a little of what they say is lost.",
+            "base_precision": "When the frozen model is what does not fit: `int8` halves it and is hardly seen, `nf4` makes "
+            "a quarter of it. Each step takes longer, so not for speed. `merge_lora` is added before it is stored.",
+            "encoder_precision": "When captions of SD3, FLUX or Z-Image cannot be read for want of memory; a little is lost.",
             "offload": "When nothing else fits: begin with 0.5. Every block travels twice a step, and a slow bus is felt.",
             "speed": "`compile` for runs of some thousand steps; `eager` when you look for a mistake.",
+            "memory": "`auto` to let the plan take a cheaper card by storing the frozen base in fewer bits, `written` to be left alone.",
             "mixed_precision": "`fp16` on cards before the RTX 30 series, which have no bf16; `no` to compare results to the bit.",
         },
     ),

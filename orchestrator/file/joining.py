@@ -34,6 +34,7 @@ def joined(configs: Sequence[RunConfig], *, given: Collection[str] = ()) -> RunC
     update = {
         "budget": reduce(_over, [one.budget for one in others], first.budget),
         "machine": reduce(_over, [one.machine for one in others], first.machine),
+        "log_to": tuple(dict.fromkeys(name for one in configs for name in one.log_to)),
         "jobs": tuple(job for one in configs for job in one.jobs),
         "sources": {name: keys for one in configs for name, keys in one.sources.items()},
     }

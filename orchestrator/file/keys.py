@@ -22,6 +22,16 @@ DEFAULT_IMAGE = "pytorch/pytorch:2.8.0-cuda12.8-cudnn9-runtime"
 
 ProviderName = Literal["vast", "runpod", "tensordock", "ssh", "sandbox", "local"]
 
+TrackerName = Literal["tensorboard", "wandb"]
+
+LogTo = Annotated[
+    tuple[TrackerName, ...],
+    Field(
+        description="Where curves and samples go besides the report, written on this computer while it trains: `tensorboard` files in the "
+        "run's folder, `wandb` with the package and the login that are here. No key of them goes to the machine."
+    ),
+]
+
 PROVIDERS: dict[ProviderName, str] = {
     "vast": "Vast.ai: the marketplace, cheapest",
     "runpod": "RunPod: secure and community cloud",
@@ -129,6 +139,7 @@ class RunConfig(Section):
     """The whole file: one rental and the jobs to do on it."""
 
     name: str = Field(pattern=NAME_PATTERN, description="Names the run.")
+    log_to: LogTo = ()
     budget: Budget
     machine: Machine = Field(default_factory=lambda: Machine.model_validate({}))
     jobs: tuple[LoraConfig, ...] = Field(alias="lora", min_length=1)
@@ -140,10 +151,10 @@ class RunConfig(Section):
 
 _OWN = [key for key in LoraConfig.model_fields if key not in TrainingOptions.model_fields]
 
-_NAME = {"name": RunConfig.model_fields["name"]}
+_TOP = {key: RunConfig.model_fields[key] for key in ("name", "log_to")}
 
 TABLES: tuple[tuple[str, str, dict[str, FieldInfo]], ...] = (
-    ("", "above all tables", _NAME),
+    ("", "above all tables", _TOP),
     ("[budget]", "what the run may cost", Budget.model_fields),
     ("[machine]", "where to train", Machine.model_fields),
     ("[[lora]]", "one LoRA to train; [defaults] takes the same keys for all of them",

@@ -18,7 +18,7 @@ def told(folder: RunFolder, *, follow: bool) -> Iterator[AnyEvent]:
     readers: dict[Path, tuple[EventReader, int]] = {}
     while True:
         driven = follow and folder.is_driven
-        for file in sorted(folder.path.glob("events-*.jsonl"), key=lambda p: int(p.stem.partition("-")[2])):
+        for file in folder.told():
             reader, offset = readers.get(file, (EventReader(), 0))
             with file.open("rb") as source:
                 source.seek(offset)
@@ -43,9 +43,12 @@ def _words(event: AnyEvent) -> str:
             resumed = f", resumed at step {event.step}" if event.step else ""
             return f"{event.images} pictures, {event.steps} steps, {event.trainable} weights on {event.device or 'the machine'}{resumed}"
         case Step():
-            return f"step {event.step}/{event.steps}, loss {event.loss:.4f}, lr {event.lr:.2e}, {event.samples_per_s:.1f} samples/s"
+            norm = "" if event.grad_norm is None else f", gradient {event.grad_norm:.3g}"
+            return f"step {event.step}/{event.steps}, loss {event.loss:.4f}, lr {event.lr:.2e}{norm}, {event.samples_per_s:.1f} samples/s"
         case Evaluated():
-            return f"held-out loss {event.loss:.4f} at step {event.step}"
+            bands = " ".join(f"{band:.4f}" for band in event.bands[:16])
+            best = ", the best so far" if event.best else ""
+            return f"held-out loss {event.loss:.4f} at step {event.step}{f' (by noise, little to much: {bands})' if bands else ''}{best}"
         case Committed():
             return f"{'finished ' if event.final else ''}{event.role} of step {event.step}: {event.path} ({size(event.size)})"
         case Ended():
