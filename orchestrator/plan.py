@@ -17,6 +17,7 @@ from providers.base import Offer, Prices, Requirements
 
 from .budget import GIB, WAY_OUT_S, rounded_up, time_usd
 from .errors import NoOffer, OverBudget
+from .pricing.advice import advised, in_words, steps_that_fit
 from .pricing.estimate import Estimate, Estimator, Taught, estimate, untaught
 from .pricing.phases import BEFORE_TRAINING
 from .pricing.quantiles import Range, certain
@@ -180,12 +181,15 @@ def make_plan(
     left_out: Counter[str] = Counter()
     fitting: list[Candidate] = []
     avoided: list[Offer] = []
+    largest: Offer | None = None
+    """Of the cards that are too small."""
     estimator = Estimator(load, taught)
     for offer in offers:
         if reason := why_not(offer, wanted):
             left_out[reason] += 1
         elif (made := estimator.on(offer, wanted.disk_gib)) is None:
             left_out[TOO_SMALL] += 1
+            largest = offer if largest is None or offer.vram_gib > largest.vram_gib else largest
         elif (offer.provider, offer.machine_id) in avoid:
             left_out[FAILED_US] += 1
             avoided.append(offer)
@@ -193,11 +197,11 @@ def make_plan(
             fitting.append(Candidate(offer=offer, estimate=made))
     seen = len(fitting) + left_out.total()
     if not fitting:
-        raise _nothing_fits(seen, left_out, vram_bytes(load))
+        raise _nothing_fits(seen, left_out, load, largest)
     fitting.sort(key=RANKS[prefer])
     payable = [one for one in fitting if _is_paid(one, wanted.disk_gib, cap_usd - spent_usd)]
     if not payable:
-        raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd)
+        raise _too_dear(fitting, cap_usd, wanted.disk_gib, spent_usd, load)
     return Plan(
         candidates=tuple(payable),
         cap_usd=cap_usd,
@@ -221,23 +225,31 @@ def _is_paid(candidate: Candidate, disk: int, left_usd: Decimal) -> bool:
     return surely <= left_usd or worst_usd(candidate, disk) <= left_usd
 
 
-def _nothing_fits(seen: int, left_out: Counter[str], vram: int) -> NoOffer:
+def _nothing_fits(seen: int, left_out: Counter[str], load: Load, largest: Offer | None) -> NoOffer:
     again = "; lorry offers --forget all tries those again that failed" if left_out[FAILED_US] else ""
     if not seen:
         return NoOffer("no machine is for rent now", hint=f"{LOOSEN}{again}")
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common())
-    if left_out[TOO_SMALL] == seen:
-        needs = f"the jobs need about {vram / GIB:.1f} GiB of VRAM as they are written"
-        return NoOffer(f"none of {seen} offers fits: {reasons}; {needs}", hint="lorry plan --what-if resolution=512 shows what helps")
-    return NoOffer(f"none of {seen} offers fits: {reasons}", hint=f"{LOOSEN}{again}")
+    if largest is None or left_out[TOO_SMALL] < seen / 2:
+        return NoOffer(f"none of {seen} offers fits: {reasons}", hint=f"{LOOSEN}{again}")
+    needs = f"the jobs need {vram_bytes(load) / GIB:.1f} GiB, the largest card of these has {largest.vram_gib:.0f} (estimated)"
+    ways = [one for one in advised(load, largest) if one.fits] or advised(load, largest)
+    smaller = f"{in_words(ways[0])}; or " if ways else ""
+    return NoOffer(f"none of {seen} offers fits: {reasons}; {needs}", hint=f"{smaller}a larger card: [machine] gpus, providers{again}")
 
 
-def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_usd: Decimal) -> OverBudget:
+def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_usd: Decimal, load: Load) -> OverBudget:
     nearest = min(fitting, key=lambda c: worst_usd(c, disk))
     needed = rounded_up(spent_usd + worst_usd(nearest, disk))
+    share = steps_that_fit(nearest.estimate, load, cap_usd - spent_usd - time_usd(nearest.offer.prices, disk, WAY_OUT_S))
+    fewer = f"lower steps to {share:.0%} of what they are" if share >= SENSIBLE else "lower steps, which alone would hardly do"
     return OverBudget(
         f"{len(fitting)} offers fit, none finishes surely within ${cap_usd}:"
         f" the nearest, {nearest.offer.gpu_name}, may need ${needed} (estimated)"
         + (f", of which ${rounded_up(spent_usd)} is spent" if spent_usd else ""),
-        hint=f"set budget.max_usd to {needed} or more, or lower steps",
+        hint=f"set budget.max_usd to {needed} or more, or {fewer}",
     )
+
+
+SENSIBLE = 0.1
+"""A training cut to less of its steps is another training."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
+from providers.base import Offer
+
 from . import console
 from .config import PROVIDERS, RunConfig, find, load
 from .errors import UsageError
@@ -17,6 +19,7 @@ from .hub import Hub, HubBase, HubSilent
 from .market import offers
 from .order import CheckedJob, checked_jobs, load_of, queued, requirements, saving_often, settled
 from .plan import RANKS, Load, Plan, disk_gib, make_plan
+from .pricing.estimate import Taught
 from .pricing.worst import guardable
 from .report.tracking import expect_installed
 from .trip import Tools
@@ -33,6 +36,26 @@ class Ready:
     cap_usd: Decimal
     hub: tuple[HubBase, ...] = ()
     """Bases that the machine will fetch, at the commits of now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A config that passed every check, and the offers of now: any load can be planned on them."""
+
+    config: RunConfig
+    jobs: list[CheckedJob]
+    load: Load
+    cap_usd: Decimal
+    hub: tuple[HubBase, ...]
+    offers: tuple[Offer, ...]
+    avoid: frozenset[tuple[str, str]]
+    taught: Taught
+
+    def planned(self, load: Load) -> Plan:
+        """The plan of a load; each card with the settings that suit it. Raises `NoOffer` and `OverBudget`."""
+        wanted = requirements(self.config, disk_gib(load, self.config.machine.disk_gib))
+        prefer = self.config.machine.prefer
+        return make_plan(load, self.offers, wanted, cap_usd=self.cap_usd, avoid=self.avoid, prefer=prefer, taught=self.taught)
 
 
 def configs_of(files: Sequence[Path] | None) -> list[RunConfig]:
@@ -52,7 +75,7 @@ def checked_config(files: Sequence[Path] | None, *, given: Collection[str] = ())
     return config, checked_jobs(config, looked)
 
 
-def prepare(
+def asked(
     files: Sequence[Path] | None,
     tools: Tools,
     *,
@@ -60,12 +83,8 @@ def prepare(
     budget: str | None,
     unguarded: bool = False,
     prefer: str | None = None,
-    settle: bool = True,
-) -> Ready:
-    """Everything up to the question whether to rent. `unguarded`: machines that cannot end themselves are welcome too.
-
-    `settle`: what the plan sets for the card of the first offer is written into the jobs; without it each card's own stays in view.
-    """
+) -> Asked:
+    """Read, check, and ask the market. `unguarded`: machines that cannot end themselves are welcome too."""
     given = [*(["providers"] if providers else []), *(["max_usd"] if budget else [])]
     config, jobs = checked_config(files, given=given)
     jobs = _in_order(jobs, tools)
@@ -79,27 +98,39 @@ def prepare(
     work = load_of(jobs)
     if hub:
         work = replace(work, hub_bytes=float(sum(base.size for base in hub)))
-    disk = disk_gib(work, config.machine.disk_gib)
-    wanted = requirements(config, disk)
+    wanted = requirements(config, disk_gib(work, config.machine.disk_gib))
     found = offers(config.machine.providers, wanted, tools)
-    found = found if unguarded else guardable(found, tools)
-    bad = tools.memory.bad(tools.clock.now())
-    taught = tools.measured.lessons().about(config.machine.image)
+    ready = Asked(
+        config=config,
+        jobs=jobs,
+        load=work,
+        cap_usd=cap,
+        hub=hub,
+        offers=tuple(found if unguarded else guardable(found, tools)),
+        avoid=frozenset(tools.memory.bad(tools.clock.now())),
+        taught=tools.measured.lessons().about(config.machine.image),
+    )
+    return _saving_often(ready, tools) if wanted.interruptible and not all(job.saves for job in jobs) else ready
 
-    def planned(load: Load) -> Plan:
-        return make_plan(load, found, wanted, cap_usd=cap, avoid=bad, prefer=config.machine.prefer, taught=taught)
 
-    plan = planned(work)
-    if wanted.interruptible and not all(job.saves for job in jobs):
-        jobs = _saving_often(jobs, work, plan, tools)
-        work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
-        plan = planned(work)
-    if settle and any(one.may for one in work.jobs):
+def prepare(
+    files: Sequence[Path] | None,
+    tools: Tools,
+    *,
+    providers: Sequence[str] | None,
+    budget: str | None,
+    unguarded: bool = False,
+    prefer: str | None = None,
+) -> Ready:
+    """Everything up to the question whether to rent; what the plan sets for the card of the first offer is written into the jobs."""
+    ready = asked(files, tools, providers=providers, budget=budget, unguarded=unguarded, prefer=prefer)
+    jobs, work, plan = ready.jobs, ready.load, ready.planned(ready.load)
+    if any(one.may for one in work.jobs):
         jobs = settled(jobs, plan.best.estimate.shapes)
         _say_settings(plan, tools)
         work = replace(load_of(jobs), hub_bytes=work.hub_bytes)
-        plan = planned(work)
-    return Ready(config=config, jobs=jobs, load=work, plan=plan, cap_usd=cap, hub=hub)
+        plan = ready.planned(work)
+    return Ready(config=ready.config, jobs=jobs, load=work, plan=plan, cap_usd=ready.cap_usd, hub=ready.hub)
 
 
 def _in_order(jobs: Sequence[CheckedJob], tools: Tools) -> list[CheckedJob]:
@@ -149,13 +180,14 @@ def _say_settings(plan: Plan, tools: Tools) -> None:
         tools.view.say(f'for {best.offer.gpu_name} the plan sets: {chosen}; the keys of your file, or memory = "written", say otherwise')
 
 
-def _saving_often(jobs: Sequence[CheckedJob], work: Load, plan: Plan, tools: Tools) -> list[CheckedJob]:
-    often = saving_often(jobs, work, plan.best.offer)
+def _saving_often(ready: Asked, tools: Tools) -> Asked:
+    """The same with checkpoints as often as wastes least on the first offer, where the file does not say how often."""
+    often = saving_often(ready.jobs, ready.load, ready.planned(ready.load).best.offer)
     every = ", ".join(
-        f"{now.name} every {now.config.save_every_steps} steps" for now, before in zip(often, jobs, strict=True) if not before.saves
+        f"{now.name} every {now.config.save_every_steps} steps" for now, before in zip(often, ready.jobs, strict=True) if not before.saves
     )
     tools.view.say(f"machines may be taken away, so checkpoints are made unasked: {every}; save_every_steps says otherwise")
-    return often
+    return replace(ready, jobs=often, load=replace(load_of(often), hub_bytes=ready.load.hub_bytes))
 
 
 def with_providers(config: RunConfig, names: Sequence[str]) -> RunConfig:

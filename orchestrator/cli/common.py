@@ -46,6 +46,10 @@ Providers = Annotated[
     list[str] | None,
     typer.Option("--provider", metavar="NAME", help="Ask this cloud instead of the file's; may be repeated.", show_default=False),
 ]
+Prefer = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="Rank by expected cost, expected time or least trouble: cheap, fast, safe.", show_default=False),
+]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 
 
@@ -65,4 +69,4 @@ def version() -> str:
         return "of a checkout that is not installed"
 
 
-__all__ = ["Budget", "Command", "ConfigFile", "ConfigFiles", "Json", "Providers", "Run", "Yes", "subcommands", "version"]
+__all__ = ["Budget", "Command", "ConfigFile", "ConfigFiles", "Json", "Prefer", "Providers", "Run", "Yes", "subcommands", "version"]

@@ -2,41 +2,103 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import Budget, ConfigFiles, Json, Providers
+from .common import Budget, ConfigFiles, Json, Prefer, Providers
 
 if TYPE_CHECKING:
     from orchestrator.machines.memory import Memory
+    from orchestrator.prepare import Asked
+    from orchestrator.trip import Tools
 
 
-def plan(file: ConfigFiles = None, provider: Providers = None, budget: Budget = None, json: Json = False) -> None:
+WhatIf = Annotated[
+    list[str] | None,
+    typer.Option("--what-if", metavar="KEY=VALUE...", help="Compare with other keys for every job: batch=4 rank=64.", show_default=False),
+]
+Calibrated = Annotated[bool, typer.Option("--calibration", help="Show how right the estimates of this computer's runs were; ask nobody.")]
+
+
+def plan(
+    file: ConfigFiles = None,
+    provider: Providers = None,
+    budget: Budget = None,
+    prefer: Prefer = None,
+    what_if: WhatIf = None,
+    calibration: Calibrated = False,
+    json: Json = False,
+) -> None:
     """Rank the offers by what the whole run costs; rent nothing.
 
-    The estimate is a simple one for now: published figures, not yet calibrated by measurement.
+    Time, money and VRAM by phase and part, each as P10, P50 and P90: from published figures, moved by what runs of this computer took.
+    For each card the plan picks the fastest settings that fit and leave the result as it is; `memory` in the file says what else it may.
 
     Examples:
       lorry plan
       lorry plan autumn.toml --provider sandbox
+      lorry plan --prefer fast
+      lorry plan --what-if batch=4 rank=64    side by side, on the same offers
+      lorry plan --calibration               how often the truth fell between P10 and P90
       lorry plan lisa.toml forest.toml       both in one session
       lorry plan --json | jq '.candidates[0].usd.p90'
     """
     from orchestrator import console
-    from orchestrator.prepare import prepare
+    from orchestrator.prepare import asked
     from orchestrator.report.plan import show_plan
     from orchestrator.report.plan_document import plan_document
     from orchestrator.tools import make_tools
 
     tools = make_tools(as_json=json)
-    ready = prepare(file, tools, providers=provider, budget=budget)
+    if calibration:
+        _show_calibration(tools, json=json)
+        return
+    files, changes = _apart(file or [], what_if or [])
+    ready = asked(files, tools, providers=provider, budget=budget, prefer=prefer)
+    if changes:
+        _compare(ready, changes, json=json)
+        return
+    ranked = ready.planned(ready.load)
     if json:
-        console.json_document(plan_document(ready.plan))
+        console.json_document(plan_document(ranked))
     else:
-        show_plan(ready.plan, data=True)
-    for bad in tools.memory.of(ready.plan.avoided, tools.clock.now()):
+        show_plan(ranked, data=True, full=True)
+    for bad in tools.memory.of(ranked.avoided, tools.clock.now()):
         console.talk(console.plain(bad.words))
+
+
+def _apart(files: list[Path], changes: list[str]) -> tuple[list[Path], list[str]]:
+    """After --what-if a shell hands on all but the first change as files."""
+    strays = [file for file in files if changes and "=" in str(file) and not file.exists()]
+    return [file for file in files if file not in strays], [*changes, *map(str, strays)]
+
+
+def _compare(ready: Asked, changes: list[str], *, json: bool) -> None:
+    from orchestrator import console
+    from orchestrator.report.plan import show_variants, variant_document
+    from orchestrator.whatif import changes_of, what_if
+
+    variants = what_if(ready, changes_of(changes))
+    if json:
+        console.json_document({"variants": [variant_document(one) for one in variants]})
+    else:
+        show_variants(variants)
+
+
+def _show_calibration(tools: Tools, *, json: bool) -> None:
+    from dataclasses import asdict
+
+    from orchestrator import console
+    from orchestrator.learning.calibration import calibration
+    from orchestrator.report.plan import show_calibration
+
+    rows = calibration(tools.measured.records())
+    if json:
+        console.json_document({"calibration": [asdict(row) for row in rows]})
+    else:
+        show_calibration(rows)
 
 
 def offers(  # noqa: PLR0917  options, each with its name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Budget, ConfigFiles, Json, Providers, Run, Yes
+from .common import Budget, ConfigFiles, Json, Prefer, Providers, Run, Yes
 
 if TYPE_CHECKING:
     from orchestrator.home import RunFolder
@@ -24,6 +24,7 @@ def run(  # noqa: PLR0917  options, each with its name
     file: ConfigFiles = None,
     provider: Providers = None,
     budget: Budget = None,
+    prefer: Prefer = None,
     yes: Yes = False,
     detach: Detach = False,
     unguarded: Unguarded = False,
@@ -53,7 +54,7 @@ def run(  # noqa: PLR0917  options, each with its name
 
     tools, home = make_tools(as_json=json), Home.from_env()
     home.make()
-    ready = prepare(file, tools, providers=provider, budget=budget, unguarded=unguarded)
+    ready = prepare(file, tools, providers=provider, budget=budget, unguarded=unguarded, prefer=prefer)
     _confirm(ready, tools, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
     order = make_order(

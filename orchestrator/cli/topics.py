@@ -35,7 +35,8 @@ JSON: dict[str, str] = {
     "import": "file, jobs: name, trainer, read (files), keys;"
     " carried, meaningless and listed (key, value, and to, why, hint), differs (what, hint)",
     "check": "a list of findings: code, path, line, message, hint, severity; empty when nothing is wrong",
-    "plan": "candidates, best first, each with every phase's seconds and dollars",
+    "plan": "candidates, best first, each with every phase's seconds and dollars, meters, memory, settings; reason, alternatives, hosted;"
+    " with --what-if: variants; with --calibration: calibration, a row for each phase",
     "run": _RECEIPT,
     "add": "run, added: names, taken: whether the run has them by now, expected_usd",
     "train": "jobs, in the words of the receipt, and exit_code",

@@ -28,6 +28,7 @@ class Calibration:
     """Median of |seen / said - 1|."""
     bias: float
     """Median of seen / said; above 1: things take longer than is said."""
+    shipped_runs: int
     shipped_within: int
     shipped_error: float
     """The same for the figures that lorry comes with, of those runs for which they are known."""
@@ -61,6 +62,7 @@ def _row(name: str, used: Pairs, shipped: Pairs) -> Calibration:
         below=sum(took < said.p10 for took, said in used),
         error=median(abs(took / said.p50 - 1) for took, said in used),
         bias=median(took / said.p50 for took, said in used),
+        shipped_runs=len(shipped),
         shipped_within=sum(said.p10 <= took <= said.p90 for took, said in shipped),
         shipped_error=median(abs(took / said.p50 - 1) for took, said in shipped) if shipped else 0.0,
     )

@@ -184,7 +184,7 @@ def _fitted(load: Load, offer: Offer) -> _OnCard | None:
     if len(fits) < len(load.jobs):
         return None
     needed = max((one.memory for one in fits), key=lambda one: one.total)
-    peak = max(needed.total, *(reading_total(work.family, needed, load.base_scale) for work in load.jobs))
+    peak = max(needed.total, *(reading_total(work.family, needed.context, load.base_scale) for work in load.jobs))
     if peak > usable_bytes(card):
         return None
     return _OnCard(

@@ -101,12 +101,12 @@ def needs_of(shape: JobShape) -> Memory:
 def vram_bytes(load: Load) -> int:
     """Predicted peak of the queue on a card, in bytes: while it trains, or before, while captions are read."""
     training = memory_of(load)
-    return max(training.total, *(reading_total(work.family, training, load.base_scale) for work in load.jobs))
+    return max(training.total, *(reading_total(work.family, training.context, load.base_scale) for work in load.jobs))
 
 
-def reading_total(family: str, training: Memory, scale: float) -> int:
-    """What is needed while captions are read."""
-    return int(reading_bytes(family) * min(1.0, scale)) + training.context
+def reading_total(family: str, context: int, scale: float) -> int:
+    """What is needed while captions are read, CUDA's own `context` included."""
+    return int(reading_bytes(family) * min(1.0, scale)) + context
 
 
 def step_seconds(work: Work, gpu_name: str, base_scale: float) -> float:
