@@ -71,6 +71,7 @@ PURE = (
     "orchestrator/learning/lessons.py",
     "orchestrator/learning/records.py",
     "orchestrator/learning/timeline.py",
+    "orchestrator/pricing/adapter_size.py",
     "orchestrator/pricing/alternatives.py",
     "orchestrator/pricing/estimate.py",
     "orchestrator/pricing/hosted.py",

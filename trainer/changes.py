@@ -20,7 +20,8 @@ def product(slot: Slot, values: tuple[Tensor, ...]) -> Tensor:
     if slot.method.name == "lora":
         return named["lora_up.weight"] @ named["lora_down.weight"]
     if slot.method.name == "loha":
-        made: Tensor = _Hadamard.apply(named["hada_w1_a"], named["hada_w1_b"], named["hada_w2_a"], named["hada_w2_b"])
+        thin = [named[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b")]
+        made: Tensor = _Hadamard.apply(*thin)  # type: ignore[no-untyped-call]  # as torch has it
         return made
     return torch.kron(*_kronecker(named))
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.test_selection import settle
-from trainer import changes, export
+from trainer import changes, export, keeping, start
 from trainer.adapters import Adapter, Bank, Drop, find_targets
-from trainer.jobs import Place
+from trainer.errors import IntegrityError
+from trainer.families.model import Model
+from trainer.jobs import Place, prepare
 from trainer.methods import LORA, Method, factors
 from trainer.protocol import JobSpec, TrainingOptions
 from trainer.targets import Slot
@@ -261,6 +263,52 @@ def test_stopped_jobs_of_every_method_go_on_to_the_same_bits_in_one_pass(world: 
         assert one.adapter is not None
         assert other.adapter is not None
         assert one.adapter.read_bytes() == other.adapter.read_bytes(), one.name
+
+
+def test_the_last_picture_is_drawn_through_the_saved_file(world: Path, spec: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved and what is drawn are one; a file that says something else ends the job in words, with its checkpoints good."""
+    settle(world, tmp_path / "one")
+    settle(world, tmp_path / "two")
+    drawn: list[Adapter] = []
+    draw = Model.draw
+    monkeypatch.setattr(Model, "draw", lambda *told: drawn.append(told[-1]) or draw(*told))
+    keys = {"steps": 2, "save_every_steps": 1, "sample_every_steps": 1, "sample_prompts": ["a dog --w 64 --h 64 --s 1"]}
+    job = JobSpec.model_validate(spec(**keys, dora=True, save_precision="bf16"))
+    done = run_job(job, Place(tmp_path / "one", lambda _: None, device=CPU))
+    assert done.state == "done", done.message
+    assert len(drawn) == 3
+    assert drawn[0] is drawn[1] is not drawn[2]
+    assert torch.equal(drawn[2].flat["unet"], start.through_file(drawn[2], done.adapter, "sd15").flat["unet"])  # type: ignore[arg-type]
+    honest = keeping.export.save_adapter
+
+    def falsified(path: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> Any:
+        return honest(path, {key: value * 1.5 if "lora_up" in key else value for key, value in tensors.items()}, facts)
+
+    monkeypatch.setattr(keeping.export, "save_adapter", falsified)
+    failed = run_job(job, Place(tmp_path / "two", lambda _: None, device=CPU))
+    assert failed.state == "failed"
+    assert "does not say what was trained" in failed.message
+
+
+def test_a_job_goes_on_from_files_of_its_own_method(world: Path, spec: Any, tmp_path: Path) -> None:
+    """To the strength of the file: what is predicted first is what the file's job predicted last. Another rank is refused in words."""
+    settle(world, tmp_path / "one")
+    place = Place(tmp_path / "one", lambda _: None, device=CPU)
+    for name, keys in JOBS.items():
+        job = JobSpec.model_validate(spec(name=name, output=f"jobs/{name}/out", steps=1, **keys))
+        first = run_job(job, place)
+        assert first.adapter is not None, first.message
+        again = job.model_copy(update={"output": f"jobs/{name}2/out", "start_from": f"jobs/{name}/out/{name}.safetensors", "alpha": 4.0})
+        old, new = prepare(job, place).lane.adapter, prepare(again, place).lane.adapter
+        start.fill(old, first.adapter, "sd15")
+        for (slot, ours), (other, theirs) in zip(old.values("unet"), new.values("unet"), strict=True):
+            one, two = slot.scale * changes.product(slot, ours), other.scale * changes.product(other, theirs)
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+            if slot.method.dora:
+                torch.testing.assert_close(ours[-1], theirs[-1], rtol=1e-4, atol=1e-5)
+    wrong = job.model_copy(update={"start_from": "jobs/loha/out/loha.safetensors", "rank": 3})
+    with pytest.raises(IntegrityError, match="other matrices"):
+        prepare(wrong, place)
 
 
 def test_the_file_says_which_method_made_it(world: Path, spec: Any, tmp_path: Path) -> None:
