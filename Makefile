@@ -4,6 +4,7 @@
 # make docs     write the generated pages anew
 # make crash    the client killed at every crash point, signals in every phase, and every other long life of a run
 # make simulate SEEDS=n FIRST=k   the money protocol in so many faulty worlds, each replayable by its number
+# make fuzz MINUTES=n   everything that reads what a stranger wrote, given what it never expected
 # make bench    speed and memory, as ratios; runs alone
 # make setup    system packages and .venv, nothing else
 
@@ -12,7 +13,7 @@ PYTHON = $(VENV)/bin/python
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check docs crash simulate bench setup
+.PHONY: demo test check docs crash simulate fuzz bench setup
 .DEFAULT_GOAL = check
 
 setup:
@@ -42,6 +43,10 @@ FIRST ?= 0
 # Cut short, it goes on where it was when called again with the same numbers.
 simulate: setup
 	@nice -n 10 $(PYTHON) -m tests.simulation --seeds $(SEEDS) --first $(FIRST) --cores 2 --state $(VENV)/simulated-$(FIRST)-$(SEEDS).json
+
+MINUTES ?= 10
+fuzz: setup
+	@nice -n 10 $(PYTHON) tests/hostile/fuzz.py --minutes $(MINUTES)
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench

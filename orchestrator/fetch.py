@@ -20,6 +20,7 @@ from .border import pictures, weights
 from .border.weights import Unsound
 from .crashpoints import crashpoint
 from .errors import IntegrityError
+from .hashing import hashed_behind
 from .home import RunFolder
 from .ledger import sync_folder
 from .shell import CommandFailed, CutShort, Shell, on_this_computer
@@ -29,7 +30,9 @@ MOST_BYTES = {"adapter": 4 * 1024**3, "checkpoint": 16 * 1024**3, "sample": pict
 """None of ours is larger; a checkpoint holds its adapter's optimizer too."""
 ROOM_BYTES = 1024**3
 """What a fetched file must leave free on this computer's disk."""
-PART = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+DEVICES = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+"""Names that are no files to Windows, whatever stands behind the dot. A job's name the user chose."""
 SUFFIXES = {"adapter": {".safetensors"}, "checkpoint": {".safetensors"}, "sample": {".png"}}
 FOLDERS = {"checkpoints", "samples"}
 TRIES = 3
@@ -60,7 +63,8 @@ def home_path(folder: RunFolder, committed: Committed) -> Path:
         and parts[0] == "jobs"
         and parts[1] == committed.job
         and parts[2] == "out"
-        and all(PART.match(part) for part in parts)
+        and all(PART.fullmatch(part) for part in parts)
+        and (not DEVICES.match(parts[-1]) or parts[-1].startswith(committed.job))
         and Path(parts[-1]).suffix in SUFFIXES[committed.role]
     )
     if not proper:
@@ -87,14 +91,16 @@ def fetch(
     part = _staged(folder, committed)
     for _ in range(TRIES):
         try:
-            shell.fetch(f"{base}/{committed.path}", part, size=committed.size, moved=moved)
+            with hashed_behind(part) as digest:
+                shell.fetch(f"{base}/{committed.path}", part, size=committed.size, moved=moved)
+                sha256 = digest()
         except CutShort:
             part.unlink(missing_ok=True)
             continue
         except CommandFailed:
             part.unlink(missing_ok=True)
             return None
-        if hash_file(part) == committed.sha256:
+        if sha256 == committed.sha256:
             look_into(part, committed)
             crashpoint("staged")
             _move_in(part, final)

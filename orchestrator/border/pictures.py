@@ -53,7 +53,9 @@ def _opened(path: Path) -> Image.Image:
     bare = _bare(path.read_bytes())
     try:
         with Image.open(io.BytesIO(bare), formats=("PNG",)) as picture:
-            return picture.convert("RGB")
+            drawn = picture.convert("RGB")
+            drawn.info.clear()  # what the file said of its transparency would be written again
+            return drawn
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError) as err:
         raise Unsound("it is a PNG that cannot be drawn") from err
 

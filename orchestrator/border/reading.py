@@ -20,7 +20,7 @@ MOST_PACKET_BYTES = 1024 * 1024
 """OpenSSH itself takes no SSH packet that is larger than a quarter of it."""
 MOST_GREETING_BYTES = 1024 * 1024
 """What a server may say before its key is known: a few kilobytes of banner and algorithms do."""
-NONSENSE = (ValueError, ArithmeticError, LookupError, TypeError, struct.error)
+NONSENSE = (ValueError, ArithmeticError, LookupError, TypeError, struct.error, paramiko.SFTPError)
 """What paramiko raises over bytes that no server of ours sends."""
 _KNOWN_ATTRIBUTES = 0x0000000F
 """Size, owner, rights, times. Nobody needs the others, of which there may be as many as the server likes."""

@@ -1,0 +1,111 @@
+"""Everything that reads what a stranger wrote, with a taste of what `make fuzz` gives it for ten minutes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from fakes import PNG, png, safetensors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from targets import TARGETS, Target
+
+from orchestrator.border import pictures, weights
+from orchestrator.border.weights import Unsound
+from orchestrator.shell import _Line
+from trainer import header
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_nothing_that_a_stranger_writes_breaks_its_reader(target: Target):
+    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(target.made)
+    def check(made: object) -> None:
+        target.check(made)
+
+    check()
+
+
+KINDS = {"F64": "d", "F32": "f", "F16": "e"}
+
+
+def one_tensor(dtype: str, body: bytes) -> bytes:
+    raw = f'{{"w":{{"dtype":"{dtype}","shape":[{len(body) // header.DTYPE_BYTES[dtype]}],"data_offsets":[0,{len(body)}]}}}}'.encode()
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+@pytest.mark.parametrize("dtype", [*KINDS, "BF16"])
+@given(values=st.lists(st.floats(width=16), min_size=1, max_size=9))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_file_is_finite_when_every_number_in_it_is(dtype: str, values: list[float], tmp_path: Path):
+    """The bytes are looked at, not the numbers: struct is the oracle."""
+    if dtype == "BF16":
+        body = b"".join(struct.pack("<f", value)[2:] for value in values)
+    else:
+        body = struct.pack(f"<{len(values)}{KINDS[dtype]}", *values)
+    (tmp_path / "f").write_bytes(one_tensor(dtype, body))
+    if all(value - value == 0 for value in values):
+        weights.look(tmp_path / "f")
+    else:
+        with pytest.raises(Unsound, match="not all finite"):
+            weights.look(tmp_path / "f")
+
+
+def test_the_largest_finite_numbers_are_finite(tmp_path: Path):
+    """Their highest byte is that of no number; only the second one tells."""
+    (tmp_path / "f").write_bytes(one_tensor("F32", struct.pack("<3f", 3.4e38, -3.4e38, 1.8e38)))
+    weights.look(tmp_path / "f")
+
+
+def test_a_number_that_is_none_is_found_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "AT_ONCE", 64)
+    for place in (0, 15, 16, 17, 31, 99):
+        values = [1.0] * 100
+        values[place] = float("inf")
+        (tmp_path / "f").write_bytes(one_tensor("F32", struct.pack("<100f", *values)))
+        with pytest.raises(Unsound, match="not all finite"):
+            weights.look(tmp_path / "f")
+
+
+def test_a_picture_that_is_drawn_anew_is_the_same_picture(tmp_path: Path):
+    Image.new("RGBA", (40, 30), (200, 10, 30, 128)).save(tmp_path / "x.png")
+    (tmp_path / "y.png").write_bytes(pictures.anew(tmp_path / "x.png"))
+    with Image.open(tmp_path / "y.png") as made:
+        assert (made.size, made.mode, made.getpixel((5, 5))) == ((40, 30), "RGB", (200, 10, 30))
+
+
+def test_a_picture_is_no_larger_than_the_page_shows(tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(png(2000, 100))
+    (tmp_path / "y.png").write_bytes(pictures.anew(tmp_path / "x.png"))
+    with Image.open(tmp_path / "y.png") as made:
+        assert made.size == (512, 26)
+
+
+@pytest.mark.parametrize("cut", range(1, len(PNG), 5))
+def test_a_picture_cut_anywhere_is_none(cut: int, tmp_path: Path):
+    (tmp_path / "x.png").write_bytes(PNG[:-cut])
+    with pytest.raises(Unsound):
+        pictures.look(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_file_of_weights_cut_anywhere_is_none(cut: int, tmp_path: Path):
+    (tmp_path / "x").write_bytes(safetensors(3)[:-cut])
+    with pytest.raises(Unsound):
+        weights.look(tmp_path / "x")
+
+
+def test_a_line_takes_no_more_than_a_greeting_before_it_knows_who_speaks():
+    import socket
+
+    ours, theirs = socket.socketpair()
+    line = _Line(fileno=ours.detach())
+    line.most_bytes = 100
+    theirs.sendall(b"x" * 150)
+    assert len(line.recv(90)) == 90
+    with pytest.raises(ConnectionError, match="without end"):
+        line.recv(60)
+    line.close()
+    theirs.close()
