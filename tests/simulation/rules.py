@@ -157,7 +157,7 @@ RULES: dict[str, Rule] = {
     "hashes": Rule(
         "a file is believed when its hash is the one that was listed",
         "orchestrator.fetch",
-        (("if hash_file(part) == committed.sha256:", "if True:"),),
+        (("if sha256 == committed.sha256:", "if True:"),),
     ),
     "file-synced": Rule(
         "a file is synced before it gets its name",

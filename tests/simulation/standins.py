@@ -5,7 +5,8 @@ Renting, guarding, watching, fetching, going on elsewhere, releasing, searching,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
@@ -123,6 +124,7 @@ def install() -> None:
     rent.nonce_for = lambda *_: "nonce"
     reaching.stranger = lambda *_: ""
     rent.guarding.text = lambda provider, most_s: str(most_s) if provider.self_destroy else ""
+    fetch.hashed_behind = _hashed_at_once
     run.ship = _ship
     for module in (run, closing, outside):
         module.account = _account
@@ -182,6 +184,12 @@ def _market(order: Order, tools: Tools, *, spent_usd: Decimal, avoid: Any = (), 
     if not found:
         raise NoOffer("no machine is for rent now")
     return replace(PLAN, candidates=found)
+
+
+@contextmanager
+def _hashed_at_once(path: Any) -> Iterator[Callable[[], str]]:
+    """No threads here: the hash is taken when it is asked for."""
+    yield lambda: fetch.hash_file(path)
 
 
 def _inspected(trip: Any, machine: Any, offer: Offer) -> None:
