@@ -274,7 +274,7 @@ def make_order(
 def written_down(jobs: Sequence[CheckedJob], ship: Path, *, image: str, hub: Sequence[HubBase]) -> tuple[list[JobSpec], list[Item]]:
     """The trainer's view of these jobs, laid below `ship` too, and what is sent for them besides that."""
     made_with = provenance.environment(ship, image)
-    known = {(base.repo, base.revision): provenance.of_hub(base) for base in hub}
+    known: dict[tuple[str, str | None], dict[str, str]] = {(base.repo, base.revision): provenance.of_hub(base) for base in hub}
     items: list[Item] = []
     specs: list[JobSpec] = []
     bases: dict[Path, str] = {}
