@@ -203,7 +203,7 @@ def test_killed_between_staging_and_the_name_nothing_has_the_name_and_the_next_g
         raise Killed
 
     shell.files[f"s/{PATH}"] = ADAPTER
-    for name in ("hash_file", "look_into", "_move_in"):
+    for name in ("hashed_behind", "look_into", "_move_in"):
         with monkeypatch.context() as patch:
             patch.setattr(fetch_module, name, killed)
             with pytest.raises(Killed):
