@@ -35,6 +35,7 @@ def add(folder: RunFolder, jobs: Sequence[CheckedJob], tools: Tools) -> tuple[Ad
     trip = look(folder, tools)
     attempt = _training(trip)
     _free_names(trip, jobs)
+    _bases_there(trip, jobs)
     addition = _addition(trip, jobs)
     _expect_room(trip, attempt, addition.load)
     ask(folder, addition)
@@ -68,6 +69,14 @@ def _free_names(trip: Trip, jobs: Sequence[CheckedJob]) -> None:
     if double := [job.name for job in jobs if job.name.casefold() in taken]:
         names = ", ".join(double)
         raise UsageError(f"run {trip.order.run} has a job of that name already: {names}", hint="give it another name in the file")
+
+
+def _bases_there(trip: Trip, jobs: Sequence[CheckedJob]) -> None:
+    """A machine fetches from the hub what the order names, before its training begins, and nothing afterwards."""
+    fetched = {base.repo for base in trip.order.hub}
+    if fetched and (new := sorted({job.base.location for job in jobs if job.local_base is None} - fetched)):
+        words = f"the machine of run {trip.order.run} has {', '.join(sorted(fetched))} from the hub, and not {', '.join(new)}"
+        raise UsageError(words, hint=OWN)
 
 
 def _addition(trip: Trip, jobs: Sequence[CheckedJob]) -> Addition:

@@ -18,6 +18,7 @@ from orchestrator.cap.room import Room
 from orchestrator.cap.terms import session_there
 from orchestrator.crashpoints import ADDING
 from orchestrator.errors import NoOffer, OverBudget, UsageError
+from orchestrator.hub import HubBase
 from orchestrator.machines.trying import written
 from orchestrator.order import read_order
 from orchestrator.prepare import checked_config
@@ -216,6 +217,11 @@ def test_what_the_card_cannot_hold_is_refused(world: World, file: Callable[..., 
 
 def test_a_name_that_the_run_has_is_refused(world: World, file: Callable[..., list[Path]]):
     refused(world, file("Lisa"), UsageError, "has a job of that name already: Lisa")
+
+
+def test_a_base_that_the_machine_would_have_to_fetch_is_refused(world: World, file: Callable[..., list[Path]]):
+    an_order(world.folder, hub=(HubBase(repo="someone/other", revision="0" * 40, files=()),))
+    refused(world, file(), UsageError, "has someone/other from the hub, and not stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 
 def test_a_run_that_has_ended_or_does_not_train_takes_nothing(world: World, file: Callable[..., list[Path]]):
