@@ -51,6 +51,7 @@ CODES: dict[str, str] = {
     "LRY-CONFIG-FAMILY": "no model family of that name, or it cannot be told",
     "LRY-CONFIG-PROVIDER": "no provider of that name",
     "LRY-CONFIG-RULE": "values that do not go together",
+    "LRY-CONFIG-PACKAGE": "a class of a package that a rented machine does not have",
     "LRY-DATA-CHANGED": "a file changed after it was checked",
 }
 """What `Finding.code` can say besides the codes of `trainer.errors`."""

@@ -21,6 +21,7 @@ from trainer.prompts import parse_prompts
 from trainer.protocol import FAMILIES
 
 from .bases import family_by_name
+from .packages import absent_package
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +113,7 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
     base, findings = _base(config, index, job)
     findings += _prompts(config, index, job)
     findings += _loras(config, index, job)
+    findings += _optimizer(config, index, job)
     scan = _scanned(job)
     findings += [_of_dataset(config, index, problem) for problem in scan.problems]
     looked = JobCheck(name=job.name, dataset=job.dataset, reading=scan.reading, base=base, family=_family(job, base))
@@ -221,6 +223,16 @@ def _loras(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
                 finding_at(config, index, key, "LRY-FILE-ADAPTER", message, hint="`lorry convert FILE` tells what it knows of a file")
             )
     return found
+
+
+def _optimizer(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
+    """A warning where a rented machine has not the package of the optimizer's class: an image of one's own may have it."""
+    package = absent_package(job.optimizer)
+    if not package:
+        return []
+    message = f"optimizer {job.optimizer} is of a package that a rented machine does not have ({package}): the job would end there"
+    hint = "take an image that has it (`machine.image`), train with `lorry train` where it is installed, or take a built-in optimizer"
+    return [replace(finding_at(config, index, "optimizer", "LRY-CONFIG-PACKAGE", message, hint=hint), severity="warning")]
 
 
 def summary(job: JobCheck) -> list[str]:

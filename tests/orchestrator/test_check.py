@@ -273,3 +273,20 @@ print(*sorted({"torch", "httpx", "paramiko", "rich", "diffusers"} & set(sys.modu
 """
     answer = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lorry.toml")], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "absent"),
+    [("lion_pytorch.Lion", "lion_pytorch"), ("torch.optim.NAdam", ""), ("prodigyopt.Prodigy", ""), ("AdamW8bit", "")],
+)
+def test_an_optimizer_of_a_package_that_no_rented_machine_has_is_warned_of(looked, tmp_path, optimizer, absent):
+    """A warning, and no error: an image of one's own may have it."""
+    picture(tmp_path / "lisa/0.png")
+    more = ["learning_rate = 1.0"] if "Prodigy" in optimizer else []
+    checked = looked(f'optimizer = "{optimizer}"', *more)
+    found = [one for one in checked.findings if one.code == "LRY-CONFIG-PACKAGE"]
+    assert [one.severity for one in found] == (["warning"] if absent else [])
+    if absent:
+        assert f"a rented machine does not have ({absent})" in found[0].message
+        assert found[0].line == 8
+    assert not checked.errors
