@@ -73,8 +73,8 @@ def steps_that_fit(made: Estimate, load: Load, left_usd: Decimal) -> float:
     low, high = 0, 100
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = {**made.phases, **{name: made.phases[name].times(middle / 100) for name in ("steps", "samples", "saves")}}
-        if replace(made, phases=shorter).usd["p90"] <= left_usd:
+        shorter = made.phases["steps"].times(middle / 100)
+        if replace(made, phases={**made.phases, "steps": shorter}).usd["p90"] <= left_usd:
             low = middle
         else:
             high = middle
