@@ -288,5 +288,5 @@ def test_an_optimizer_of_a_package_that_no_rented_machine_has_is_warned_of(looke
     assert [one.severity for one in found] == (["warning"] if absent else [])
     if absent:
         assert f"a rented machine does not have ({absent})" in found[0].message
-        assert found[0].line == 8
+        assert found[0].line == 9
     assert not checked.errors
