@@ -18,7 +18,7 @@ import paramiko
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import Host, QuickClock, machine
+from machines import Host, QuickClock, eventually, machine
 
 import templates
 from orchestrator.errors import IntegrityError
@@ -239,13 +239,26 @@ def test_another_host_key_after_the_proof_ends_it_before_a_byte_is_sent(rental: 
 # -- the run's own key -----------------------------------------------------------------------------
 
 
-def test_the_only_thing_ever_offered_is_the_runs_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No agent, none of the user's keys, no password, nothing forwarded: a server that writes everything down has seen one key."""
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of somebody with a key of their own, in ~/.ssh and in an agent, and a config that would offer all there is."""
     home = tmp_path / "home" / ".ssh"
     home.mkdir(parents=True)
     make_keys(home).private.rename(home / "id_ed25519")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+    (home / "config").write_text("Host *\n  ForwardAgent yes\n  SendEnv *\n  PasswordAuthentication yes\n")
+    environment = {"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "LANG": "C", "SSH_AUTH_SOCK": str(tmp_path / "agent")}
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environment["SSH_AUTH_SOCK"]], stdout=subprocess.DEVNULL)
+    eventually((tmp_path / "agent").exists, "an agent")
+    subprocess.run(["ssh-add", "-q", str(home / "id_ed25519")], env=environment, check=True)
+    yield environment
+    agent.terminate()
+    agent.wait()
+
+
+def test_the_only_thing_ever_offered_is_the_runs_own_key(tmp_path: Path, user: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    """No agent, none of the user's keys, no password, nothing forwarded: a server that writes everything down has seen one key."""
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
     keys = make_keys(tmp_path)
     assert keys.private.stat().st_mode & 0o777 == 0o600
     with Door(new_key(tmp_path / "host")) as door:
@@ -257,11 +270,7 @@ def test_the_only_thing_ever_offered_is_the_runs_own_key(tmp_path: Path, monkeyp
         assert door.asked == ["session"]
 
 
-def test_the_ssh_that_rsync_starts_offers_that_key_alone_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    home = tmp_path / "home" / ".ssh"
-    home.mkdir(parents=True)
-    make_keys(home).private.rename(home / "id_ed25519")
-    (home / "config").write_text("Host *\n  ForwardAgent yes\n  SendEnv *\n  PasswordAuthentication yes\n")
+def test_the_ssh_that_rsync_starts_offers_that_key_alone_too(tmp_path: Path, user: dict[str, str]):
     keys = make_keys(tmp_path)
     with Door(new_key(tmp_path / "host")) as door:
         shell = ours(tmp_path, keys, door.port)
@@ -269,7 +278,7 @@ def test_the_ssh_that_rsync_starts_offers_that_key_alone_too(tmp_path: Path, mon
         door.attempts.clear()
         door.asked.clear()
         words = [*shell.openssh(), "root@127.0.0.1", "true"]
-        subprocess.run(words, env={"HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin", "LANG": "C"}, timeout=60, check=False)
+        subprocess.run(words, env=user, timeout=60, check=False)
         shell.close()
         name, value = keys.public_line.split()[:2]
         assert {attempt for attempt in door.attempts if attempt[1] != "none"} == {("root", "publickey", f"{name} {value}")}
