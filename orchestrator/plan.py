@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from heapq import nsmallest
 from math import isfinite
 from typing import Literal
 
@@ -220,9 +221,10 @@ def worst_usd(candidate: Candidate, disk: int) -> Decimal:
 
 
 def _is_paid(candidate: Candidate, disk: int, left_usd: Decimal) -> bool:
-    """Whether the cap covers the run; with plenty left nobody needs to know the P90."""
-    surely = candidate.estimate.most_usd + time_usd(candidate.offer.prices, disk, WAY_OUT_S)
-    return surely <= left_usd or worst_usd(candidate, disk) <= left_usd
+    """Whether the cap covers the run; with plenty left, or far too little, nobody needs to know the P90."""
+    left_usd -= time_usd(candidate.offer.prices, disk, WAY_OUT_S)
+    made = candidate.estimate
+    return made.least_usd <= left_usd and (made.most_usd <= left_usd or made.usd["p90"] <= left_usd)
 
 
 def _nothing_fits(seen: int, left_out: Counter[str], load: Load, largest: Offer | None) -> NoOffer:
@@ -239,7 +241,8 @@ def _nothing_fits(seen: int, left_out: Counter[str], load: Load, largest: Offer 
 
 
 def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_usd: Decimal, load: Load) -> OverBudget:
-    nearest = min(fitting, key=lambda c: worst_usd(c, disk))
+    near = nsmallest(NEAR, fitting, key=lambda c: c.estimate.least_usd)
+    nearest = min(near, key=lambda c: worst_usd(c, disk))
     needed = rounded_up(spent_usd + worst_usd(nearest, disk))
     share = steps_that_fit(nearest.estimate, load, cap_usd - spent_usd - time_usd(nearest.offer.prices, disk, WAY_OUT_S))
     fewer = f"lower steps to {share:.0%} of what they are" if share >= SENSIBLE else "lower steps, which alone would hardly do"
@@ -251,5 +254,7 @@ def _too_dear(fitting: Sequence[Candidate], cap_usd: Decimal, disk: int, spent_u
     )
 
 
+NEAR = 100
+"""Among so many of the cheapest is the one with the lowest P90."""
 SENSIBLE = 0.1
 """A training cut to less of its steps is another training."""

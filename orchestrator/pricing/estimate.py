@@ -99,6 +99,11 @@ class Estimate:
         often = 3 + 3 * int(self.waste.losses + 1)
         return time_usd(self.offer.prices, self.disk_gib, long_s) + self.moved_usd + 3 * self.waste.boot_usd + often * self.waste.again_usd
 
+    @cached_property
+    def least_usd(self) -> Decimal:
+        """Never above the P90: half of all runs cost more than the middles of their phases together."""
+        return time_usd(self.offer.prices, self.disk_gib, sum(phase.p50 for phase in self.phases.values())) + self.moved_usd
+
     @property
     def meters(self) -> Mapping[str, Decimal]:
         """The average bill, meter by meter."""

@@ -32,6 +32,8 @@ LINE_SHARE = 0.5
 """Of the line that a host names, what a pull or a download gets; 6.8 GB took 30 s and 16.3 GB 165 s where it was measured."""
 DISK_BYTES_S = 0.5e9
 """ASSUMED: how fast a base is read from a rented disk."""
+STARTING_S = 15.0
+"""To import torch and to build a model; 14 s for a toy where it was measured, on two busy cores."""
 CACHING_S = 0.15
 """ASSUMED: to decode, crop and encode one picture of 512 by 512."""
 DRAWING_PASSES = 50
@@ -50,7 +52,7 @@ def phases(load: Load, offer: Offer, steps: Sequence[StepTime], drawing: Sequenc
         "boot": _boot(offer, down),
         "upload": certain(load.upload_bytes / min(down, HOME_UP_MBIT_S * 1e6 / 8) + 5).spread(0.5, 3),
         "set-up": Range(20, 90, 300),  # 40 s for the packages where it was measured; pip instead of uv takes minutes
-        "base model": certain(load.hub_bytes / (down * LINE_SHARE) + loading).spread(0.6, 2.5),
+        "base model": certain(load.hub_bytes / (down * LINE_SHARE) + loading + STARTING_S).spread(0.5, 2.5),
         "caching": certain(pictures * CACHING_S + 10 * jobs).spread(0.5, 3),
         "compile": Range(1, 4, 15).times(jobs),  # ASSUMED: the first step chooses its kernels
         "steps": _side_by_side([_of(one, work.steps) for one, work in zip(steps, load.jobs, strict=True)]),
