@@ -301,8 +301,9 @@ class _Reader:
         for key in ("dataset", "masks", "regularisation", "start_from", "merge_lora"):
             if key in merged.values:
                 merged.values[key] = str(_resolved(folder, merged.values[key]))
-        if "base" in merged.values:
-            merged.values["base"] = _base(folder, merged.values["base"])
+        for key in ("base", "preview_decoder", "clip_score"):
+            if key in merged.values:
+                merged.values[key] = _base(folder, merged.values[key])
         title = f'job "{short(merged.values["name"])}"' if "name" in merged.values else f"job {index + 1}"
         places: dict[str, Loc] = {key: ("lora", index, key) for key in LoraConfig.model_fields} | merged.places
         job = self._build(LoraConfig, merged.values, places, title)

@@ -42,6 +42,8 @@ TRAINER_BYTES = 500_000
 """The trainer and what sets the machine up."""
 USUAL_CARD = "RTX 4090"
 """On which jobs are compared before any card is chosen."""
+READ = (".json", ".txt", ".safetensors")
+"""What is read of a folder that holds a model for looking at samples."""
 CHECKPOINTS_KEPT = 2
 """Of each job, by the trainer; as many are sent to the next machine."""
 
@@ -80,8 +82,11 @@ class CheckedJob:
     def folders(self) -> dict[str, tuple[Path, tuple[Path, ...]]]:
         """Key of the job -> the folder or file that it names, and what of it is sent: what will be read, and nothing else."""
         loras = {"start_from": self.config.start_from, "merge_lora": self.config.merge_lora}
+        lookers = {"preview_decoder": self.config.preview_decoder, "clip_score": self.config.clip_score}
+        models = {key: Path(where) for key, where in lookers.items() if where and Path(where).is_dir()}
         named = {
             **{key: (file, (file,)) for key, file in loras.items() if file},
+            **{key: (model, tuple(file for file in sorted(model.rglob("*")) if file.suffix in READ)) for key, model in models.items()},
             "dataset": (self.config.dataset, self.check.files),
             "masks": (self.config.masks, self.check.masks),
             "regularisation": (self.config.regularisation, self.check.prior_files),

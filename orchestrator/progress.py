@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Started, Status, Step, Warned
+from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Scored, Started, Status, Step, Warned
 
 JobStateName = Literal["queued", "running", "done", "stopped", "failed"]
 
@@ -20,6 +20,7 @@ MOST_WORDS = 2000
 """Characters of a message that are kept."""
 MOST_WARNINGS = 200
 """The latest are kept."""
+MOST_SCORES = 100_000
 CURVE_POINTS = 600
 """Loss points kept for drawing; beyond that every second one is dropped and the spacing doubles."""
 
@@ -63,6 +64,8 @@ class JobProgress:
     images: int = 0
     loss: Curve = field(default_factory=Curve)
     heldout: Curve = field(default_factory=Curve)
+    scores: dict[tuple[int, int], float] = field(default_factory=dict)
+    """CLIP scores of samples, by step and number of the prompt."""
     samples_per_s: float = 0.0
     lr: float = 0.0
     message: str = ""
@@ -93,11 +96,18 @@ class JobProgress:
             self._step(event)
         elif isinstance(event, Evaluated):
             self.heldout.add(event.step, event.loss)
+        elif isinstance(event, Scored):
+            self.score(event)
         elif isinstance(event, Warned):
             self.message = event.message[:MOST_WORDS]
         elif isinstance(event, Ended):
             self.state, self.step, self.phase = event.state, event.step, ""
             self.message, self.code, self.ended_s = event.message[:MOST_WORDS], event.code[:MOST_WORDS], event.at_s
+
+    def score(self, event: Scored) -> None:
+        """Take a sample's score; no training draws more than so many."""
+        if len(self.scores) < MOST_SCORES:
+            self.scores[event.step, event.number] = event.clip_score
 
     def _step(self, event: Step) -> None:
         self.state, self.phase = "running", "training"

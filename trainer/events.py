@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Started, Step, Warned, dump_event
+from .protocol import AnyEvent, Committed, Ended, Evaluated, Phase, Scored, Started, Step, Warned, dump_event
 
 Emit = Callable[[AnyEvent], None]
 
@@ -77,6 +77,8 @@ def plain_line(event: AnyEvent) -> str:
             text = f"{where}  loss {event.loss:.4f}  lr {event.lr:.2e}  {event.samples_per_s:.2f} images/s"
         case Evaluated():
             text = f"step {event.step}  held-out loss {event.loss:.4f}{_in_bands(event.bands)}{', the best so far' if event.best else ''}"
+        case Scored():
+            text = f"step {event.step}  CLIP score {event.clip_score:.2f} of sample {event.number}"
         case Committed():
             text = f"saved {event.path} ({event.size:,} bytes)"
         case Warned():

@@ -43,6 +43,7 @@ from .events import Emit
 from .families import plugin
 from .files import Written
 from .parts import needed_encoders, rates_of
+from .previews import Looker
 from .protocol import JobSpec, Phase
 from .saying import Losses, say_committed, warn
 from .team import Team
@@ -70,6 +71,8 @@ NOT_IN_DIGEST = {
     "speed",
     "sample_every_steps",
     "sample_prompts",
+    "preview_decoder",
+    "clip_score",
 }
 """Options that change no weight. Dataset and base count by content, not by place."""
 
@@ -150,9 +153,12 @@ class Run:
     start: dict[str, Tensor] = field(default_factory=dict)
     """The weights before the first step, where this life has seen it."""
     said: Losses = field(init=False)
+    looker: Looker = field(init=False)
 
     def __post_init__(self) -> None:
         self.said = Losses(self)
+        told = {"preview_decoder": self.job.preview_decoder, "clip_score": self.job.clip_score, "root": self.place.root}
+        self.looker = Looker(**told, warn=lambda message: warn(self.job, self.place, message))  # type: ignore[arg-type]
 
     @property
     def out(self) -> Path:

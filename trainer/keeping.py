@@ -19,7 +19,7 @@ from .errors import TrainingError
 from .files import Written, write_atomically
 from .parts import needed_encoders
 from .protocol import Evaluated
-from .saying import say_committed, say_phase
+from .saying import say_committed, say_phase, say_score
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,13 +151,17 @@ def _drawn(run: Run, adapter: Adapter, prompt: prompts.Prompt, number: int) -> b
     with model.bank.use([adapter], model.dtype):
         embedding, negative = run.embedding(prompt.text), run.embedding(prompt.negative)
     drawing = Drawing(size=size, seed=seed, guidance=guidance, steps=prompt.steps)
-    picture = model.draw(embedding, negative, drawing, adapter)
+    decoder = None if run.lane.done else run.looker.decoder(model.parts["vae"].config.latent_channels, model.device)
+    picture = model.draw(embedding, negative, drawing, adapter, decoder)
+    score = run.looker.score(picture, prompt.text)
+    if score is not None:
+        say_score(run, number, score)
     about = PngInfo()
     drawn_by = f"Sampler: {model.family.sampler}, CFG scale: {guidance:g}"
     settings = f"Steps: {prompt.steps}, {drawn_by}, Seed: {seed}, Size: {width}x{height}"
     negative_line = f"\nNegative prompt: {prompt.negative}" if prompt.negative else ""
     about.add_itxt("parameters", f"{prompt.text}{negative_line}\n{settings}")  # as A1111 writes and others read it
-    about.add_itxt("lorry", json.dumps({"job": job.name, "step": run.lane.step, "prompt": prompt.text, "seed": seed}))
+    about.add_itxt("lorry", json.dumps({"job": job.name, "step": run.lane.step, "prompt": prompt.text, "seed": seed, "clip_score": score}))
     out = io.BytesIO()
     picture.save(out, format="PNG", pnginfo=about)
     return out.getvalue()

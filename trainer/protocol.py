@@ -359,6 +359,18 @@ class TrainingOptions(Message):
     sample_prompts: tuple[str, ...] = Field(
         (), description="Prompts to draw while training, with kohya's flags: `--n NEGATIVE --w 512 --h 512 --d SEED --l CFG --s STEPS`."
     )
+    preview_decoder: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="Tiny autoencoder that decodes samples but the last ones: a hub id, as `madebyollin/taesd` for sd15, or a folder.",
+    )
+    clip_score: str | None = Field(
+        None,
+        min_length=1,
+        max_length=512,
+        description="CLIP model that scores each sample against its prompt: a hub id, as `openai/clip-vit-large-patch14`, or a folder.",
+    )
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> TrainingOptions:
@@ -562,6 +574,16 @@ class Evaluated(_Event):
     """Whether it is the lowest so far: its checkpoint is kept."""
 
 
+class Scored(_Event):
+    """How much a sample is of what its prompt says, as a CLIP sees it: 100 times a cosine; 25 to 35 is usual."""
+
+    kind: Literal["scored"] = "scored"
+    step: int
+    number: int = Field(ge=0, le=100_000)
+    """Which of the prompts, from 0."""
+    clip_score: float = Field(ge=-101, le=101)
+
+
 class Committed(_Event):
     """A file is complete on the training machine's disk and may be fetched: the manifest, line by line."""
 
@@ -592,8 +614,8 @@ class Ended(_Event):
     code: str = ""
 
 
-Event = Annotated[Phase | Started | Step | Evaluated | Committed | Warned | Ended, Field(discriminator="kind")]
-AnyEvent = Phase | Started | Step | Evaluated | Committed | Warned | Ended
+Event = Annotated[Phase | Started | Step | Evaluated | Scored | Committed | Warned | Ended, Field(discriminator="kind")]
+AnyEvent = Phase | Started | Step | Evaluated | Scored | Committed | Warned | Ended
 _EVENT: TypeAdapter[AnyEvent] = TypeAdapter(Event)
 
 

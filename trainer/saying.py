@@ -10,7 +10,7 @@ import torch
 
 from . import loop
 from .files import Written
-from .protocol import Committed, JobSpec, Phase, Started, Step, Warned
+from .protocol import Committed, JobSpec, Phase, Scored, Started, Step, Warned
 
 if TYPE_CHECKING:
     from .jobs import Place, Run
@@ -89,6 +89,12 @@ def say_started(run: Run) -> None:
             trainable=lane.adapter.count(),
         )
     )
+
+
+def say_score(run: Run, number: int, score: float) -> None:
+    """How one sample of this step agrees with its prompt."""
+    event = Scored(at_s=run.place.clock(), job=run.job.name, step=run.lane.step, number=number, clip_score=score)
+    run.place.emit(event)
 
 
 def say_committed(run: Run, written: Written, role: Literal["adapter", "checkpoint", "sample"], step: int, *, final: bool = False) -> None:

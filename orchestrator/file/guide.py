@@ -187,6 +187,8 @@ CHAPTERS = (
             "heldout": "0 when every one of your pictures is needed; 2 to 4 of fewer than ten when you want a number all the same.",
             "stop_when_worse": "3 when you would rather pay for no step too many than look at the last checkpoints yourself.",
             "sample_every_steps": "Every 200 to 400 steps. Pictures cost time: two prompts are mostly enough.",
+            "preview_decoder": "When samples are many or the card is nearly full: quicker and smaller than the VAE, and a little softer.",
+            "clip_score": "When prompts stop being obeyed and you want to see when: the score of a prompt falls. It knows no faces.",
             "sample_prompts": "One with the trigger in a new place, one without it: what the second one changes has bled.",
         },
     ),

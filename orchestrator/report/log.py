@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestrator.home import RunFolder
 from orchestrator.view import duration, size
-from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, EventReader, Phase, Started, Step
+from trainer.protocol import AnyEvent, Committed, Ended, Evaluated, EventReader, Phase, Scored, Started, Step
 
 POLL_S = 0.5
 
@@ -49,6 +49,8 @@ def _words(event: AnyEvent) -> str:
             bands = " ".join(f"{band:.4f}" for band in event.bands[:16])
             best = ", the best so far" if event.best else ""
             return f"held-out loss {event.loss:.4f} at step {event.step}{f' (by noise, little to much: {bands})' if bands else ''}{best}"
+        case Scored():
+            return f"CLIP score {event.clip_score:.1f} of sample {event.number} at step {event.step}"
         case Committed():
             return f"{'finished ' if event.final else ''}{event.role} of step {event.step}: {event.path} ({size(event.size)})"
         case Ended():

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from orchestrator.border import pictures
@@ -59,18 +60,22 @@ def _job(document: Mapping[str, Any], progress: JobProgress, prompts: Sequence[s
         "smooth": points(smoothed(progress.loss), progress.steps, scale),
         "heldout": points(progress.heldout, progress.steps, scale),
         "loss_range": scale,
-        "rows": sample_rows([Path(path) for path in document["samples"]], prompts),
+        "rows": sample_rows([Path(path) for path in document["samples"]], prompts, progress.scores),
     }
 
 
-def sample_rows(samples: Sequence[Path], prompts: Sequence[str]) -> list[dict[str, Any]]:
+def sample_rows(
+    samples: Sequence[Path], prompts: Sequence[str], scores: Mapping[tuple[int, int], float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
     """A row for each prompt, its pictures from the first step to the last: what training does to one prompt and seed."""
     rows: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(samples)[-MOST_SAMPLES:]:
         if named := SAMPLE_NAME.match(path.name):
             with suppress(Unsound, OSError):  # a picture that cannot be drawn is none
                 picture = base64.b64encode(pictures.anew(path)).decode()
-                rows.setdefault(int(named[2]), []).append({"step": int(named[1]), "name": path.name, "data": picture})
+                step, number = int(named[1]), int(named[2])
+                told = {"step": step, "name": path.name, "data": picture, "clip": scores.get((step, number))}
+                rows.setdefault(number, []).append(told)
     return [{"prompt": prompts[i] if i < len(prompts) else f"prompt {i}", "pictures": rows[i]} for i in sorted(rows)]
 
 

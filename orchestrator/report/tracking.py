@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from orchestrator.errors import UsageError
 from orchestrator.view import Snapshot, View
-from trainer.protocol import AnyEvent, Committed, Evaluated, EventReader, Step
+from trainer.protocol import AnyEvent, Committed, Evaluated, EventReader, Scored, Step
 
 from . import tfevents
 
@@ -165,7 +165,7 @@ class Source:
                 self._awaited.append(event)
             return
         values = dict(_values(event))
-        if values and isinstance(event, Step | Evaluated):
+        if values and isinstance(event, Step | Evaluated | Scored):
             yield Point(job=event.job, step=event.step, at_s=event.at_s, values=values)
 
 
@@ -225,6 +225,8 @@ def _values(event: AnyEvent) -> Iterator[tuple[str, float]]:
         yield "heldout/loss", event.loss
         for number, loss in enumerate(event.bands[:16], 1):
             yield f"heldout/noise {number} of {len(event.bands)}", loss
+    elif isinstance(event, Scored):
+        yield f"clip score/{event.number}", event.clip_score
 
 
 def _within(committed: Committed) -> str:

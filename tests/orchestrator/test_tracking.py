@@ -11,7 +11,7 @@ from PIL import Image
 from orchestrator.errors import UsageError
 from orchestrator.report import tfevents, tracking
 from orchestrator.report.tracking import Source, TensorBoard, Tracked, WandB, tracked
-from trainer.protocol import AnyEvent, Committed, Evaluated, Step, dump_event
+from trainer.protocol import AnyEvent, Committed, Evaluated, Scored, Step, dump_event
 
 BEGAN = 1_700_000_000.0
 
@@ -70,7 +70,11 @@ def test_tensorboard_reads_losses_rates_and_samples(folder):
     )
     Image.new("RGB", (1024, 640), "red").save(folder / "jobs/lisa/samples/step000002-0.png")
     tell(folder, step(1, 0.25), step(2, 0.125), sample(2), step(5, 9.0, job="stranger"))
-    tell(folder, Evaluated(at_s=3, job="lisa", step=2, loss=0.5, bands=(0.25, 0.75)))
+    tell(
+        folder,
+        Evaluated(at_s=3, job="lisa", step=2, loss=0.5, bands=(0.25, 0.75)),
+        Scored(at_s=3, job="lisa", step=2, number=0, clip_score=31),
+    )
     heard, view = view_of(folder, "tensorboard")
     view.close()
     assert (heard.said, heard.closed) == ([], True)
@@ -83,6 +87,7 @@ def test_tensorboard_reads_losses_rates_and_samples(folder):
         "heldout/noise 1 of 2": 0.25,
         "heldout/noise 2 of 2": 0.75,
     }
+    assert read.Scalars("clip score/0")[0].value == 31
     (picture,) = read.Images("samples/0")
     assert (picture.step, picture.width, picture.height) == (2, 512, 320)
     assert picture.encoded_image_string.startswith(b"\xff\xd8")

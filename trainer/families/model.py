@@ -26,6 +26,9 @@ from trainer.protocol import TrainingOptions
 Writer = Callable[[Adapter, torch.dtype], dict[str, Tensor]]
 """An adapter's weights under the names of one file format."""
 
+Decoder = Callable[[Tensor], Tensor]
+"""Latents of unit variance [b, c, h, w] to pixels [b, 3, h, w] in -1..1."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -253,8 +256,10 @@ class Model:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def draw(self, condition: Condition, negative: Condition, drawing: Drawing, adapter: Adapter | None) -> Any:
-        """One picture. A PIL image."""
+    def draw(
+        self, condition: Condition, negative: Condition, drawing: Drawing, adapter: Adapter | None, decode: Decoder | None = None
+    ) -> Any:
+        """One picture, decoded by the VAE unless another way is given. A PIL image."""
         from diffusers.image_processor import VaeImageProcessor
 
         both = [{name: value[None].to(self.device) for name, value in one.items()} for one in (condition, negative)]
@@ -262,7 +267,7 @@ class Model:
         self.parts["vae"].to(self.device)  # where a pipeline finds its first module, there it puts its latents
         with torch.no_grad(), self.bank.use([adapter] if adapter else [], self.dtype):
             latents = self.passes.guarded(lambda: self.family.sample(self, both[0], both[1], drawing))
-        return VaeImageProcessor().postprocess(self.decode_latents(latents), output_type="pil")[0]
+        return VaeImageProcessor().postprocess((decode or self.decode_latents)(latents), output_type="pil")[0]
 
     def origin(self) -> Origin:
         """What the adapter's metadata says."""
