@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import PNG, png, safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from machines import QuickClock
 from PIL import Image
+from stranger import Stranger
 from targets import TARGETS, Target
 
 from orchestrator.border import pictures, weights
 from orchestrator.border.weights import Unsound
-from orchestrator.shell import _Line
+from orchestrator.errors import OverBudget
+from orchestrator.shell import Shell, _Line, make_keys
 from trainer import header
 
 
@@ -98,8 +105,6 @@ def test_a_file_of_weights_cut_anywhere_is_none(cut: int, tmp_path: Path):
 
 
 def test_a_line_takes_no_more_than_a_greeting_before_it_knows_who_speaks():
-    import socket
-
     ours, theirs = socket.socketpair()
     line = _Line(fileno=ours.detach())
     line.most_bytes = 100
@@ -109,3 +114,29 @@ def test_a_line_takes_no_more_than_a_greeting_before_it_knows_who_speaks():
         line.recv(60)
     line.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("way", ["command", "file"])
+def test_a_machine_that_answers_a_byte_a_moment_does_not_outlast_the_cap(way: str, tmp_path: Path):
+    """It is never silent, so nothing but the cap ends it; and the cap is looked at while one waits."""
+    over = threading.Event()
+
+    def drip(channel: Any) -> tuple[int, bytes, bytes]:
+        for count in range(10**6):
+            channel.sendall(b"x")
+            if count > 3:
+                over.set()
+            time.sleep(0.01)
+        raise AssertionError
+
+    def heed() -> None:
+        if over.is_set():
+            raise OverBudget("the cap is reached")
+
+    with Stranger(commands={"drip": drip}, reads={"slow": lambda _, length: (over.set(), time.sleep(0.2), b"x")[2]}) as stranger:
+        keys = make_keys(tmp_path)
+        shell = Shell(stranger.endpoint, keys, QuickClock(), silence_s=1.0)  # type: ignore[arg-type]
+        shell.heed = heed
+        with pytest.raises(OverBudget):
+            shell.run(["drip"]) if way == "command" else shell.read("slow")
+        shell.close()
