@@ -52,6 +52,7 @@ CODES: dict[str, str] = {
     "LRY-CONFIG-PROVIDER": "no provider of that name",
     "LRY-CONFIG-RULE": "values that do not go together",
     "LRY-CONFIG-PACKAGE": "a class of a package that a rented machine does not have",
+    "LRY-CONFIG-ADAPTER": "an adapter that not every program draws with as it was trained",
     "LRY-DATA-CHANGED": "a file changed after it was checked",
 }
 """What `Finding.code` can say besides the codes of `trainer.errors`."""

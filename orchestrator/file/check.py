@@ -16,6 +16,7 @@ from orchestrator.errors import ConfigError, DatasetError, Finding, WithFindings
 from trainer import dataset, items
 from trainer.base import Base, expect_family, inspect_base, read_header
 from trainer.errors import TrainerError
+from trainer.methods import caveat
 from trainer.notes import Problem, printable
 from trainer.prompts import parse_prompts
 from trainer.protocol import FAMILIES
@@ -114,6 +115,7 @@ def _job(config: RunConfig, index: int, job: LoraConfig) -> tuple[JobCheck, list
     findings += _prompts(config, index, job)
     findings += _loras(config, index, job)
     findings += _optimizer(config, index, job)
+    findings += _adapter(config, index, job, _family(job, base))
     scan = _scanned(job)
     findings += [_of_dataset(config, index, problem) for problem in scan.problems]
     looked = JobCheck(name=job.name, dataset=job.dataset, reading=scan.reading, base=base, family=_family(job, base))
@@ -213,7 +215,7 @@ def _loras(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
             found.append(finding_at(config, index, key, "LRY-FILE-ADAPTER", f"{path.name} is no .safetensors file", hint=hint))
             continue
         try:
-            known = any(".lora" in name for name in read_header(path))
+            known = any(mark in name for name in read_header(path) for mark in (".lora", ".hada_", ".lokr_"))
         except (TrainerError, OSError) as error:
             found.append(finding_at(config, index, key, "LRY-FILE-ADAPTER", f"{path.name} cannot be read: {error}"))
             continue
@@ -233,6 +235,15 @@ def _optimizer(config: RunConfig, index: int, job: LoraConfig) -> list[Finding]:
     message = f"optimizer {job.optimizer} is of a package that a rented machine does not have ({package}): the job would end there"
     hint = "take an image that has it (`machine.image`), train with `lorry train` where it is installed, or take a built-in optimizer"
     return [replace(finding_at(config, index, "optimizer", "LRY-CONFIG-PACKAGE", message, hint=hint), severity="warning")]
+
+
+def _adapter(config: RunConfig, index: int, job: LoraConfig, family: str | None) -> list[Finding]:
+    """A warning where not every program draws with the file as it was trained."""
+    if job.method.plain or family is None:
+        return []
+    key = "adapter" if job.adapter != "lora" else "dora"
+    hint = 'that is well if you draw with those; `adapter = "lora"` without dora loads everywhere'
+    return [replace(finding_at(config, index, key, "LRY-CONFIG-ADAPTER", caveat(job.method, family), hint=hint), severity="warning")]
 
 
 def summary(job: JobCheck) -> list[str]:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 OTHER_SPELLINGS: dict[str, str] = {
+    "algo": "adapter",
+    "use_dora": "dora",
+    "dora_wd": "dora",
+    "lora_decompose": "dora",
+    "factor": "lokr_factor",
+    "decompose_both": "lokr_decompose_both",
+    "full_matrix": "lokr_whole",
     "network_dim": "rank",
     "network_rank": "rank",
     "lora_rank": "rank",
@@ -78,8 +85,6 @@ OTHER_WAYS: dict[str, str] = {
     "output_dir": "results come home into the run's folder; leave it out",
     "caption_extension": "captions are .txt files beside the pictures; leave it out",
     "network_module": "lorry trains LoRA; leave it out",
-    "use_dora": "lorry does not train DoRA yet: programs do not agree on what its files mean; leave it out",
-    "algo": "lorry trains LoRA and, with `conv_rank`, LoCon; it does not train LoHa or LoKr yet; leave it out",
 }
 """What other trainers need said and lorry does not."""
 

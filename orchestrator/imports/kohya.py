@@ -143,12 +143,15 @@ class Kohya:
         module = str(c.get("network_module", "networks.lora"))
         if module in {"networks.lora", "networks.lora_sd3", "networks.lora_flux", "networks.lora_sdxl"}:
             c.mean_nothing("network_module", "lorry trains LoRA")
+        elif module == "lycoris.kohya" and str(c.get("network_args.algo", "lora")) in _ALGORITHMS:
+            c.mean_nothing("network_module", "`adapter` says it")
         else:
             c.lack("network_module", f"lorry trains LoRA on linear layers, not {module}", "expect another adapter: compare the results")
         for key in [key for key in c.source if key.startswith("network_args.")]:
             name = key.partition(".")[2]
-            ours = first_existing(*_NETWORK_ARGUMENTS.get(name, ()))
-            if ours is None or not c.carry(key, ours, _plain(str(c.get(key)))):
+            ours, value = first_existing(*_NETWORK_ARGUMENTS.get(name, ())), _plain(str(c.get(key)))
+            value = _ALGORITHMS.get(str(value), value) if name == "algo" else value
+            if ours is None or not c.carry(key, ours, truth(value) if name in _SWITCHES else value):
                 c.lack(key, f"lorry has no `{name}` for its adapter", "expect another adapter: compare the results")
         c.mean_nothing("network_args", "nothing is given")
 
@@ -508,8 +511,17 @@ _NETWORK_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "rank_dropout": ("rank_dropout",),
     "module_dropout": ("module_dropout",),
     "loraplus_lr_ratio": ("lora_plus_ratio",),
+    "algo": ("adapter",),
+    "dora_wd": ("dora",),
+    "factor": ("lokr_factor",),
+    "decompose_both": ("lokr_decompose_both",),
+    "full_matrix": ("lokr_whole",),
 }
 """network_args -> what the same may be called here."""
+_ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr"}
+"""LyCORIS' kinds of adapters -> ours."""
+_SWITCHES = ("dora_wd", "decompose_both", "full_matrix")
+"""network_args that are true or false."""
 
 
 def _first_number(value: Any) -> float:

@@ -276,6 +276,24 @@ print(*sorted({"torch", "httpx", "paramiko", "rich", "diffusers"} & set(sys.modu
 
 
 @pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["dora = true"], "A1111 and diffusers draw something else"),
+        (['adapter = "loha"'], "lorry convert"),
+        (['adapter = "lokr"', "dora = true", "lokr_factor = 4"], "LoKr with DoRA"),
+        (['adapter = "lora"'], ""),
+    ],
+)
+def test_an_adapter_that_not_every_program_reads_is_warned_of_before_anything_is_rented(looked, tmp_path, lines, said):
+    picture(tmp_path / "lisa/0.png")
+    checked = looked(*lines)
+    found = [one for one in checked.findings if one.code == "LRY-CONFIG-ADAPTER"]
+    assert [one.severity for one in found] == (["warning"] if said else [])
+    assert not found or said in found[0].message
+    assert not checked.errors
+
+
+@pytest.mark.parametrize(
     ("optimizer", "absent"),
     [("lion_pytorch.Lion", "lion_pytorch"), ("torch.optim.NAdam", ""), ("prodigyopt.Prodigy", ""), ("AdamW8bit", "")],
 )

@@ -304,6 +304,10 @@ def test_what_kohya_does_where_nothing_is_said_is_written_out():
         ({"save_every_n_epochs": 2, "max_train_epochs": 10}, {"save_every_epochs": 2, "epochs": 10}),
         ({"network_weights": "old.safetensors"}, {"start_from": "old.safetensors"}),
         ({"network_args": ["conv_dim=8", "conv_alpha=4"]}, {"conv_rank": 8, "conv_alpha": 4}),
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "factor=4", "dora_wd=True"]},
+            {"adapter": "lokr", "lokr_factor": 4, "dora": True},
+        ),
         ({"save_n_epoch_ratio": 4, "max_train_epochs": 10}, {"save_every_epochs": 2}),
     ],
 )
