@@ -21,6 +21,7 @@ LEDGER_KINDS = (
     "intent",
     "launched",
     "reachable",
+    "age",
     "inspected",
     "moved",
     "shipped",

@@ -84,7 +84,7 @@ def test_a_machine_with_another_card_gets_no_byte_of_the_dataset_and_the_next_on
     data = sum(file.stat().st_size for file in noise.rglob("*") if file.is_file())
     assert bytes_to(lorry, wrong["id"]) < LOOK_BYTES < data < bytes_to(lorry, right["id"])
     kinds = [entry["kind"] for entry in lorry.ledger(done.document["run"]) if entry["attempt"] == 1]
-    assert kinds == ["intent", "launched", "reachable", "unfit", "give_up", "gone"]
+    assert kinds == ["intent", "launched", "reachable", "age", "unfit", "give_up", "gone"]
     check_results(lorry, done.document["run"])
     assert list(adapters(lorry, done.document["run"])) == ["cat"]
     (bad,) = remembered(lorry)
