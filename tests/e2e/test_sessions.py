@@ -100,20 +100,20 @@ def test_a_job_that_is_added_joins_the_one_that_trains_whoever_is_killed_when(
     lorry: Lorry, base: Path, drawn: Path, undisturbed, point: str
 ):
     """Both are what they are alone; the machine was rented once."""
-    file = config(lorry.folder, base, {"one": drawn}, steps=60, save_every_steps=20, gradient_accumulation=20)
+    file = config(lorry.folder, base, {"one": drawn}, steps=24, save_every_steps=8, gradient_accumulation=20)
     driver = lorry.start("run", str(file), "-y", "--json", **({"LORRY_CRASH_AT": point} if point else {}))
     with lorry.standing(4) as run:
         lorry.until_home(4)
         added = lorry("add", run, str(more(lorry, base, drawn)), "--json")
-        assert added.code == 0, added.err
-        assert added.document["added"] == ["late"]
+        assert added.code in ({0, 10} if point else {0}), added.err  # 10: nobody looked after the machine by then
+        assert (added.document["added"], added.document["exit_code"]) == (["late"], 0)
         if point:
             assert driver.end().code == -signal.SIGKILL, "it died where it was told to"
             driver = lorry.start("attach", run, "--json")
         poll(lambda: state(lorry, run, "late"), what="the job in the machine's queue")
     done = driver.end()
     assert done.code == 0, done.err
-    assert [(job["name"], job["status"], job["steps"]) for job in done.document["jobs"]] == [("one", "done", 60), ("late", "done", 6)]
+    assert [(job["name"], job["status"], job["steps"]) for job in done.document["jobs"]] == [("one", "done", 24), ("late", "done", 6)]
     assert "together with one" in (lorry.at(run) / "events-1.jsonl").read_text(), "it joined"
     check_receipt(lorry, done.document)
     check_results(lorry, run)
@@ -125,7 +125,7 @@ def test_a_job_that_is_added_joins_the_one_that_trains_whoever_is_killed_when(
 @pytest.mark.slow
 def test_a_lorry_add_that_is_killed_has_asked_or_has_not(lorry: Lorry, base: Path, drawn: Path):
     """Killed after its request is on disk: the driver takes it in all the same."""
-    file = config(lorry.folder, base, {"one": drawn}, steps=60, save_every_steps=20, gradient_accumulation=20)
+    file = config(lorry.folder, base, {"one": drawn}, steps=24, save_every_steps=8, gradient_accumulation=20)
     driver = lorry.start("run", str(file), "-y", "--json")
     with lorry.standing(4) as run:
         assert lorry("add", run, str(more(lorry, base, drawn)), LORRY_CRASH_AT="asked").code == -signal.SIGKILL
