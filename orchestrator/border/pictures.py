@@ -68,6 +68,8 @@ def _bare(data: bytes) -> bytes:
     for number, (kind, chunk) in enumerate(_chunks(data)):
         if number >= MOST_CHUNKS or (kind == b"IHDR") != (number == 0):
             raise Unsound("it is a PNG out of order")
+        if last == b"IEND":
+            raise Unsound("it is a PNG that has something behind it")
         if kind == b"IHDR":
             _check_size(chunk)
         if kind in _DRAWN:
@@ -93,8 +95,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise Unsound("it is a PNG whose sums do not add up")
         yield kind, chunk
         at += len(chunk)
-        if kind == b"IEND" and at != len(data):
-            raise Unsound("it is a PNG that is cut short, or has something behind it")
 
 
 def _check_size(chunk: bytes) -> None:

@@ -283,6 +283,7 @@ PICTURES = [
     Attack("a web page as a picture", sample(HTML.encode()), 12, "it is no PNG", ALL[:1]),
     Attack("a drawing with a script as a picture", sample(b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"), 12, "it is no PNG", ALL[:1]),
     Attack("a picture with a web page behind it", sample(png() + HTML.encode()), 12, "something behind it", ALL[:1]),
+    Attack("a picture that ends twice", sample(png() + png_chunk(b"IEND", b"")), 12, "something behind it", ALL[:1]),
     Attack("a picture with a sum that is wrong", sample(png()[:-1] + b"!"), 12, "do not add up", ALL[:1]),
     Attack("a picture that needs what nobody knows", sample(png(1, 1, png_chunk(b"EVIL", b"x"))), 12, "a kind that is not known", ALL[:1]),
     Attack("pixels that unfold to forty megabytes", sample(png(1, 1, png_chunk(b"IDAT", BOMB))), 0, "finished adapter is home"),
