@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from math import isfinite
 from typing import TYPE_CHECKING, Protocol
 
 from . import console
@@ -160,7 +161,7 @@ class PlainView:
 class JsonView:
     """JSON lines on stderr. The first names the version of the words; minor versions only add."""
 
-    VERSION = "1.0"
+    VERSION = "1.1"
 
     def __init__(self, lorry_version: str) -> None:
         console.json_line({"type": "version", "lorry": lorry_version, "events": self.VERSION})
@@ -179,8 +180,17 @@ class JsonView:
                 "cap_usd": None if snapshot.cap_usd is None else float(snapshot.cap_usd),
                 "elapsed_s": round(snapshot.elapsed_s, 1),
                 "bytes": snapshot.transfer,
+                "left_s": _left(snapshot.progress.seconds_left),
                 "jobs": [
-                    {"name": j.name, "state": j.state, "phase": j.phase, "step": j.step, "steps": j.steps, "loss": smooth_loss(j)}
+                    {
+                        "name": j.name,
+                        "state": j.state,
+                        "phase": j.phase,
+                        "step": j.step,
+                        "steps": j.steps,
+                        "loss": smooth_loss(j),
+                        "left_s": _left(j.seconds_left),
+                    }
                     for j in snapshot.progress.jobs.values()
                 ],
             }
@@ -192,6 +202,11 @@ class JsonView:
 
     def close(self) -> None:
         """See `View.close`."""
+
+
+def _left(seconds: float | None) -> float | None:
+    """Of training, at the pace that was measured last; None while none was, and where a machine told nonsense."""
+    return round(seconds, 1) if seconds is not None and isfinite(seconds) else None
 
 
 class LiveView:

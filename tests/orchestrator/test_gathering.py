@@ -8,9 +8,9 @@ import pytest
 from fakes import FakeClock, FakeCloud, an_order, offer, spec
 
 from orchestrator.home import RunFolder
-from orchestrator.lease import Lease
 from orchestrator.learning.gathering import gathered
 from orchestrator.learning.records import BILL, WHOLE, said_of
+from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.lifecycle import Signal
 from orchestrator.plan import estimate

@@ -163,9 +163,10 @@ def test_every_line_for_a_script_is_json_and_the_first_names_the_version(capsys:
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in err.splitlines()]
     assert (out, [line["type"] for line in lines]) == ("", ["version", "progress", "progress", "note"])
-    assert lines[0] == {"type": "version", "lorry": "0.1.0", "events": "1.0"}
+    assert lines[0] == {"type": "version", "lorry": "0.1.0", "events": "1.1"}
     assert lines[1]["spent_usd"] == 0.1234
     assert lines[1]["jobs"][0]["step"] == 340
+    assert lines[1]["left_s"] > max(job["left_s"] or 0 for job in lines[1]["jobs"]) > 0, "at the pace that was measured, the queued one too"
     assert not set(lines[3]["text"]) & set("\x1b\x07\u202e")
     assert err.isascii()
 
