@@ -15,9 +15,10 @@ from orchestrator.plan import Load, Plan, Work, make_plan, worst_usd
 from orchestrator.pricing.advice import advised, in_words
 from orchestrator.pricing.alternatives import alternatives, hosted_for
 from orchestrator.pricing.hosted import HOSTED
-from orchestrator.pricing.needs import GIB
+from orchestrator.pricing.needs import GIB, memory
 from orchestrator.pricing.reasons import why_first
 from orchestrator.pricing.settings import FREEDOMS, KEYS, freedoms, keys_of
+from orchestrator.pricing.work import shape_of
 from orchestrator.whatif import changes_of
 from providers.base import Offer, Prices, Requirements
 from trainer.protocol import FAMILIES, TrainingOptions
@@ -28,6 +29,11 @@ WORK = Work(
 )  # fmt: skip
 LOAD = Load(jobs=(WORK,), upload_bytes=60_000_000, hub_bytes=6.9e9, base_scale=1.0, download_bytes=300_000_000)
 LOTS = Decimal(1000)
+
+
+AS_ASKED, CHECKPOINTED = (memory(replace(shape_of(WORK, 1.0), checkpointing=on)).total / GIB for on in (False, True))
+BETWEEN_GIB = (AS_ASKED + CHECKPOINTED) / 2
+"""A card on which the job fits with gradient checkpointing alone."""
 
 
 def priced(usd: str) -> Prices:
@@ -77,12 +83,12 @@ def test_hosted_prices_are_dated_and_of_the_family():
 
 
 def test_each_card_gets_the_fastest_setting_that_fits_and_says_which():
-    small, large = offer("small", gpu_name="RTX 3060", vram_gib=12.0), offer("large", gpu_name="RTX 4090")
+    small, large = offer("small", gpu_name="RTX 3060", vram_gib=BETWEEN_GIB), offer("large", gpu_name="RTX 4090")
     by_id = {one.offer.id: one.estimate for one in plan_of(small, large).candidates}
     assert by_id["small"].settings == ("gradient checkpointing",)
     assert by_id["large"].settings == ()
     assert by_id["small"].shapes[0].checkpointing
-    assert by_id["small"].vram_bytes < 12 * GIB < by_id["large"].vram_bytes
+    assert by_id["small"].vram_bytes < BETWEEN_GIB * GIB < by_id["large"].vram_bytes
 
 
 def test_what_the_file_says_itself_is_never_set_otherwise():
@@ -93,12 +99,12 @@ def test_what_the_file_says_itself_is_never_set_otherwise():
     assert not {"fp8", "int8", "nf4"} & set(freedoms("same", [], known)), "the base's precision changes the result"
     assert {"fp8", "int8", "nf4"} <= set(freedoms("auto", [], known))
     with pytest.raises(NoOffer):
-        plan_of(offer("small", vram_gib=12.0), load=replace(LOAD, jobs=(replace(WORK, may=()),)))
+        plan_of(offer("small", vram_gib=BETWEEN_GIB), load=replace(LOAD, jobs=(replace(WORK, may=()),)))
 
 
 def test_every_setting_of_a_plan_is_a_key_of_the_job():
     assert {key for one in FREEDOMS.values() for key in map(KEYS.__getitem__, one)} <= set(TrainingOptions.model_fields)
-    made = plan_of(offer("small", gpu_name="RTX 3060", vram_gib=12.0)).best.estimate
+    made = plan_of(offer("small", gpu_name="RTX 3060", vram_gib=BETWEEN_GIB)).best.estimate
     keys = keys_of(made.shapes[0], ("checkpointing", "offload"))
     assert keys == {"gradient_checkpointing": True, "offload": 0.0}
     TrainingOptions.model_validate(keys)

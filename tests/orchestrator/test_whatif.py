@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from orchestrator.errors import ConfigError, NoOffer, UsageError
 from orchestrator.order import load_of
 from orchestrator.prepare import asked, prepare
+from orchestrator.pricing.needs import GIB, Bucket, JobShape, memory
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools
 from orchestrator.whatif import changes_of, what_if
@@ -47,7 +49,9 @@ def tools_for(*offers: Offer) -> Tools:
     return Tools(clock=cloud.clock, view=SilentView(), interrupts=Interrupts(), provider=lambda _: cloud)  # type: ignore[arg-type, return-value]
 
 
-SMALL = offer("small", gpu_name="RTX 3060", vram_gib=12.0)
+SHAPE = JobShape(family="sdxl", buckets=(Bucket(width=1024, height=1024),))
+SMALL = offer("small", gpu_name="RTX 3060", vram_gib=sum(memory(replace(SHAPE, checkpointing=on)).total for on in (False, True)) / 2 / GIB)
+"""A card on which the file's job fits with gradient checkpointing alone."""
 
 
 def test_what_the_plan_sets_for_the_first_card_is_what_is_ordered_and_it_is_said(file: Path):
