@@ -75,7 +75,7 @@ class Adapter:
             for slot, values in lay.values(vectors):
                 _start(slot, values, generator)
             flat |= {group: nn.Parameter(values.to(device)) for group, values in vectors.items()}
-        made = cls(layouts, flat, base=base)
+        made = cls(layouts, flat, base=base if any(slot.method.dora for slot in slots) else None)
         made.measure()
         return made
 

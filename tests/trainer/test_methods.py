@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests import tiny
+from tests.trainer import test_families as unets
+from tests.trainer import test_flow_families as flows
 from tests.trainer.test_selection import settle
 from trainer import changes, export, keeping, start
 from trainer.adapters import Adapter, Bank, Drop, find_targets
@@ -226,6 +229,41 @@ def test_comfyui_makes_of_the_file_what_was_trained(name: str, dtype: torch.dtyp
         if slot.method.dora:
             changed = changed * values[-1] / changed.norm(dim=1, keepdim=True)
         torch.testing.assert_close(rebuilt(tensors, f"unet_{slot.target.name}", weight), changed.view_as(weight), rtol=close, atol=close)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3", "zimage"])
+def test_diffusers_draws_with_a_dora_under_its_own_names_what_was_trained(name: str, tmp_path: Path) -> None:
+    """It leaves out the lengths that are there for ComfyUI, and takes those that are there for it."""
+    base = unets if name == "sd15" else flows
+    getattr(tiny, name)(tmp_path / name)
+    model, pipeline = base.load(tmp_path, name), base.PIPELINES[name].from_pretrained(tmp_path / name)
+    targets = model.targets([model.denoiser])
+    model.prepare(targets, checkpointing=False)
+    adapter = Adapter.of([Slot(target, 2, 0.75, method=Method(dora=True)) for target in targets], 1, CPU, base=model.parts)
+    g = torch.Generator().manual_seed(1)
+    for slot, values in adapter.values(model.denoiser):
+        values[1].normal_(0, 0.3, generator=g)
+        values[2].mul_(1.0 + 0.3 * torch.rand(values[2].shape, generator=g))
+        assert slot.method.dora
+    noisy, at = torch.randn(2, 4 if name == "sd15" else 16, 8, 12, generator=g), torch.tensor([0.3, 0.8])
+
+    def ours() -> torch.Tensor:
+        if name == "sd15":
+            return model.predict(noisy, (at * 999).long(), unets.condition_of(model, "a dog", unets.SIZES, 2))
+        return model.predict(noisy, at, flows.told(model, "a dog", 2))
+
+    def theirs() -> torch.Tensor:
+        if name == "sd15":
+            return unets.diffusers_answer(pipeline, noisy, (at * 999).long(), "a dog", unets.SIZES)
+        return flows.diffusers_answer(name, pipeline, noisy, at, "a dog", flows.DEFAULTS[name])
+
+    with torch.no_grad():
+        plain = ours()
+        with model.bank.use([adapter], torch.float32):
+            live = ours()
+        pipeline.load_lora_weights(model.family.formats["diffusers"](adapter, torch.float32))
+        torch.testing.assert_close(theirs(), live, rtol=1e-4, atol=1e-5)
+    assert (live - plain).abs().max() > 1e-3
 
 
 @given(size=st.integers(1, 20_000), factor=st.integers(-1, 64).filter(bool))
