@@ -28,7 +28,7 @@ ENVIRONMENT: dict[str, str] = {
 }
 """Every variable that is read. A test looks for the `LORRY_` ones in the code."""
 
-_RECEIPT = "the receipt: run, status, exit_code, jobs, machines, cost, report; events before it are JSON lines on stderr"
+_RECEIPT = "the receipt: run, status, exit_code, jobs, made_with, machines, cost, report; events before it are JSON lines on stderr"
 
 JSON: dict[str, str] = {
     "init": "file, recipe, jobs: name, dataset, trigger",

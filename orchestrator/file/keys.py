@@ -81,7 +81,10 @@ class Machine(Section):
         None, ge=1, le=100_000, description="Disk to rent. Worked out from base, datasets and results when not given."
     )
     image: str = Field(
-        DEFAULT_IMAGE, min_length=1, max_length=512, description="Container image; must have Python 3.11 or later and torch."
+        DEFAULT_IMAGE,
+        min_length=1,
+        max_length=512,
+        description="Container image; must have Python 3.11 or later and torch. As `name@sha256:...` it is the same one tomorrow.",
     )
     verified_only: bool = Field(True, description="Only hosts that the provider has checked.")
     secure_cloud_only: bool = Field(False, description="Only machines in data centres.")
