@@ -37,6 +37,7 @@ TORCH_FREE = (
     "trainer.captions",
     "trainer.buckets",
     "trainer.base",
+    "trainer.header",
     "trainer.prompts",
     "trainer.names",
 )
@@ -84,6 +85,8 @@ PURE = (
     "orchestrator/pricing/reasons.py",
     "orchestrator/machines/inspection.py",
     "orchestrator/setup/versions.py",
+    "orchestrator/border/words.py",
+    "trainer/header.py",
     "trainer/blocks.py",
     "trainer/objective.py",
     "trainer/course.py",
