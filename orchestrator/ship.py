@@ -238,6 +238,12 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
             raise MachineFailed(f"rsync failed {failures} times, last with: {words}", hint="the line to this machine is bad")
 
 
+def _environment() -> dict[str, str]:
+    """All that rsync and its ssh need of ours: keys and tokens stand there too, and are none of their business."""
+    needed = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in needed if name in os.environ}
+
+
 def _rsync(
     shell: Shell, root: Path, target: str, names: Sequence[str], links: str, moved: Moved, check: Callable[[], None]
 ) -> tuple[int, int, str]:
@@ -254,7 +260,7 @@ def _rsync(
         listing.write(b"".join(b"./" + os.fsencode(name) + b"\0" for name in names))  # bare, "#x" and ";x" would be comments
         listing.seek(0)
         # A session of its own: Ctrl-C in the terminal is ours to act on, not rsync's.
-        process = subprocess.Popen(argv, stdin=listing, stdout=subprocess.PIPE, stderr=talk, start_new_session=True)
+        process = subprocess.Popen(argv, stdin=listing, stdout=subprocess.PIPE, stderr=talk, start_new_session=True, env=_environment())
         assert process.stdout is not None
         try:
             sent = _follow(process, process.stdout, moved, check)
