@@ -40,10 +40,13 @@ TORCH_FREE = (
     "trainer.header",
     "trainer.prompts",
     "trainer.names",
+    "trainer.methods",
+    "trainer.targets",
+    "trainer.selection",
 )
 """All of the trainer that the user's computer may import: `check` and `plan` count as the trainer counts."""
 
-NUMPY_ONLY = ("trainer.convert", "trainer.lora", "trainer.tensorfile")
+NUMPY_ONLY = ("trainer.baking", "trainer.convert", "trainer.lora", "trainer.plain", "trainer.tensorfile", "trainer.weights")
 """Of the trainer too: `lorry convert` works with arrays, and asks for numpy when it is called."""
 
 MAY_IMPORT = {

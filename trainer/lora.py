@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import names, tensorfile
+from . import names, plain, tensorfile
 from .base import read_metadata
 from .errors import BaseModelError, IntegrityError
 from .files import Written
@@ -72,8 +72,6 @@ class Lora:
 
 # --- reading ---------------------------------------------------------------------------------------
 
-PIECES = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b")
-"""Thin matrices of LoHa and LoKr, as LyCORIS names them."""
 _ENDINGS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
@@ -84,7 +82,7 @@ _ENDINGS = {
     ".lora.down.weight": "down",
     ".lora.up.weight": "up",
     ".alpha": "alpha",
-    **{f".{name}": name for name in (*PIECES, "lokr_w1", "lokr_w2")},
+    **{f".{name}": name for name in plain.PIECES},
     ".dora_scale": "dora",
     ".lora_magnitude_vector": "magnitude",
 }
@@ -120,7 +118,7 @@ def read(path: Path) -> Lora:
         spot = names.spot_of(name, form, family)
         if spot is None:
             raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has a layer that {family} has not: {name}.", "Nothing was written.")
-        layer = _layer(path, name, _as_lora(path, name, found, names.kernel_of(spot.modules[0], family)), alphas)
+        layer = _layer(path, name, plain.as_lora(path, name, found, names.kernel_of(spot.modules[0], family)), alphas)
         layers |= {(spot.part, module): piece for module, piece in _split(layer, spot.modules, form, family)}
     common = Counter(dtype for name, dtype in stored.dtypes.items() if not name.endswith(".alpha")).most_common(1)[0][0]
     lora = Lora(family, form, common if common in tensorfile.DTYPES.values() else "F32", layers, metadata)
@@ -157,47 +155,6 @@ def _grouped(path: Path, arrays: Mapping[str, Array]) -> dict[str, dict[str, Arr
             raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} holds {what}.", "Only LoRA, LoCon, LoHa and LoKr are converted.")
         stored.setdefault(key.removesuffix(ending), {})[_ENDINGS[ending]] = array
     return stored
-
-
-def _as_lora(path: Path, name: str, found: Mapping[str, Array], kernel: tuple[int, int] | None) -> Mapping[str, Array]:
-    """The matrices of a LoHa or LoKr layer as the two of a LoRA that changes the weight by the same; a LoRA's own as they are."""
-    if "dora" in found or "magnitude" in found:
-        hint = "What it changes depends on its base's weights: draw with it where it was trained for, or start a DoRA from it."
-        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} is a DoRA, which cannot be converted without its base.", hint)
-    if "down" in found or not found.keys() & {*PIECES, "lokr_w1", "lokr_w2"}:
-        return found
-    try:
-        up, down, rank = _of_hadamard(found) if "hada_w1_a" in found else _of_kronecker(found)
-    except (KeyError, ValueError, IndexError):
-        raise IntegrityError("LRY-FILE-ADAPTER", f"{path.name} has no fitting matrices for {name}.", "It is damaged.") from None
-    if min(len(up), down.shape[1]) <= len(down):  # no thinner than the change itself
-        up, down = (up @ down, np.eye(down.shape[1])) if len(up) >= down.shape[1] else (np.eye(len(up)), up @ down)
-    cells = 1 if kernel is None else kernel[0] * kernel[1]
-    if kernel is not None and down.shape[1] % cells == 0:
-        up, down = up[:, :, None, None], down.reshape(len(down), -1, *kernel)
-    alpha = float(found["alpha"]) if "alpha" in found and rank else rank
-    told = np.asarray(alpha / rank * len(down) if rank else len(down))
-    return {"up": up.astype(np.float32), "down": down.astype(np.float32), "alpha": told}
-
-
-def _of_hadamard(found: Mapping[str, Array]) -> tuple[Array, Array, int]:
-    """(a1 b1) * (a2 b2) is one product: of every column of a1 with every one of a2, and of the rows of b1 and b2 alike."""
-    a1, b1, a2, b2 = (flat(found[f"hada_w{number}_{side}"]).astype(np.float64) for number in (1, 2) for side in "ab")
-    up = np.einsum("or,os->ors", a1, a2).reshape(len(a1), -1)
-    return up, np.einsum("ri,si->rsi", b1, b2).reshape(up.shape[1], -1), len(b1)
-
-
-def _of_kronecker(found: Mapping[str, Array]) -> tuple[Array, Array, int]:
-    """small x (a b) is (small x a)(1 x b), or (1 x a)(small x b), whichever is thinner; of two whole matrices there is no rank."""
-    thin_small, thin_large = "lokr_w1_a" in found, "lokr_w2_a" in found
-    small = found["lokr_w1_a"] @ found["lokr_w1_b"] if thin_small else found["lokr_w1"]
-    small = small.astype(np.float64)
-    large = (flat(found["lokr_w2_a"]), flat(found["lokr_w2_b"])) if thin_large else (flat(found["lokr_w2"]),) * 2
-    a, b = (large[0], large[1]) if thin_large else (large[0], np.eye(large[0].shape[1]))
-    rank = len(large[1]) if thin_large else len(found["lokr_w1_b"]) if thin_small else 0
-    if small.shape[1] <= len(small):
-        return np.kron(small, a), np.kron(np.eye(small.shape[1]), b), rank
-    return np.kron(np.eye(len(small)), a), np.kron(small, b), rank
 
 
 def _layer(path: Path, name: str, found: Mapping[str, Array], alphas: Mapping[str, float]) -> Layer:
