@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pytest
 from fakes import PNG, png, safetensors
 from hypothesis import HealthCheck, given, settings
@@ -19,6 +20,7 @@ from stranger import Stranger
 from targets import TARGETS, Target
 
 from orchestrator.border import pictures, weights
+from orchestrator.border.reading import MOST_PACKET_BYTES, bound
 from orchestrator.border.weights import Unsound
 from orchestrator.errors import OverBudget
 from orchestrator.shell import Shell, _Line, make_keys
@@ -140,3 +142,17 @@ def test_a_machine_that_answers_a_byte_a_moment_does_not_outlast_the_cap(way: st
         with pytest.raises(OverBudget):
             shell.run(["drip"]) if way == "command" else shell.read("slow")
         shell.close()
+
+
+def test_no_packet_is_gathered_that_is_larger_than_any_that_was_asked_for():
+    """The other side tells its length: four gigabytes are four bytes to say."""
+    ours, theirs = socket.socketpair()
+    transport = paramiko.Transport(ours)
+    bound(transport)
+    theirs.sendall(b"12345678")
+    assert transport.packetizer.read_all(8) == b"12345678"
+    for length in (MOST_PACKET_BYTES + 1, 2**32 - 4, -1):
+        with pytest.raises(paramiko.SSHException, match="a packet of"):
+            transport.packetizer.read_all(length)
+    transport.close()
+    theirs.close()
