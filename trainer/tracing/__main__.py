@@ -22,8 +22,17 @@ from .forms import CUTS, MEGAPIXEL, TEXT_TOKENS, Forms, merged, of_variant, seen
 from .meter import Meter
 from .real import VARIANTS, Hollow, Setting, hollow, model_of, trace
 
+TWO_BLOCKS: Mapping[str, Any] = {
+    "layers_per_block": 1,
+    "block_out_channels": [64, 128],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
 WITNESSES: Mapping[str, Mapping[str, Any]] = {
-    name: {"layers_per_block": 1, "block_out_channels": [64, 64, 128, 128]} if name in ("sd15", "sd2") else CUTS[name].base for name in CUTS
+    **{name: cut.base for name, cut in CUTS.items()},
+    "sd15": TWO_BLOCKS,
+    "sd2": {**TWO_BLOCKS, "attention_head_dim": [1, 2]},
+    "sdxl": {**CUTS["sdxl"].base, "layers_per_block": 1, "block_out_channels": [64, 128, 128], "attention_head_dim": [1, 2, 2]},
 }
 """A small relation of each base, whose trace is kept beside the forms: a step that has changed is told by it in a second."""
 WITNESSED = Setting(width=256, height=256, rows=1, rank=4)

@@ -148,7 +148,7 @@ def _part(family: Family, part: str, config: Mapping[str, Any], dtype: torch.dty
     return made
 
 
-def condition_of(model: Hollow, setting: Setting) -> Condition:
+def condition_of(model: Model, setting: Setting) -> Condition:
     """What the model is told in one pass of one job's rows: what its encoders make of captions, or ids for those that are trained."""
     options = TrainingOptions.model_validate({})
     told: Condition = {}
@@ -165,7 +165,7 @@ def condition_of(model: Hollow, setting: Setting) -> Condition:
     return {name: torch.empty((setting.rows, *value.shape), dtype=value.dtype) for name, value in told.items()}
 
 
-def lanes_of(model: Hollow, setting: Setting, told: Condition) -> list[tuple[loop.Lane, loop.Batch]]:
+def lanes_of(model: Model, setting: Setting, told: Condition) -> list[tuple[loop.Lane, loop.Batch]]:
     """So many jobs, each with a batch."""
     channels = model.parts["vae"].config.latent_channels
     shape = (setting.rows, channels, setting.height // 8, setting.width // 8)
@@ -182,14 +182,14 @@ def lanes_of(model: Hollow, setting: Setting, told: Condition) -> list[tuple[loo
     return members
 
 
-def parts_of(model: Hollow, setting: Setting) -> tuple[str, ...]:
+def parts_of(model: Model, setting: Setting) -> tuple[str, ...]:
     """What is trained."""
     return model.family.parts if setting.trains_text else model.family.parts[:1]
 
 
-def trace(model: Hollow, setting: Setting, within: AbstractContextManager[Any] | None = None) -> Reading:
-    """One pass of the loop, forward and backward, as the meter sees it. `within`: how others cast."""
-    told = condition_of(model, setting)
+def trace(model: Model, setting: Setting, *, told: Condition | None = None, within: AbstractContextManager[Any] | None = None) -> Reading:
+    """One pass of the loop, forward and backward, as the meter sees it. `told`: a condition of its own; `within`: how others cast."""
+    told = condition_of(model, setting) if told is None else told
     targets = model.targets(parts_of(model, setting), setting.layers)
     model.prepare(targets, checkpointing=setting.checkpointing)
     try:
@@ -203,7 +203,7 @@ def trace(model: Hollow, setting: Setting, within: AbstractContextManager[Any] |
         model.prepare([], checkpointing=False)
 
 
-def _there(model: Hollow, members: Sequence[tuple[loop.Lane, loop.Batch]]) -> list[Tensor]:
+def _there(model: Model, members: Sequence[tuple[loop.Lane, loop.Batch]]) -> list[Tensor]:
     """What lies on the card before a pass."""
     there = [*model.parts[model.denoiser].parameters(), *model.parts[model.denoiser].buffers()]
     for lane, batch in members:
