@@ -5,7 +5,9 @@
 # make crash    the client killed at every crash point, signals in every phase, and every other long life of a run
 # make simulate SEEDS=n FIRST=k   the money protocol in so many faulty worlds, each replayable by its number
 # make fuzz MINUTES=n   everything that reads what a stranger wrote, given what it never expected
+# make estimates    trace the trainer's step anew for every base: what plans are made from. Minutes, no GPU
 # make bench    speed and memory, as ratios; runs alone
+# make gpu      every family at its real size on this machine's GPU, a line of JSON a case
 # make setup    system packages and .venv, nothing else
 
 VENV ?= .venv
@@ -13,7 +15,7 @@ PYTHON = $(VENV)/bin/python
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check docs crash simulate fuzz bench setup
+.PHONY: demo test check docs estimates crash simulate fuzz bench setup
 .DEFAULT_GOAL = check
 
 setup:
@@ -47,6 +49,10 @@ simulate: setup
 MINUTES ?= 10
 fuzz: setup
 	@nice -n 10 $(PYTHON) tests/hostile/fuzz.py --minutes $(MINUTES)
+
+estimates: setup
+	$(PYTHON) -m trainer.tracing orchestrator/pricing/data
+	$(PYTHON) -m tests.estimates.published
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench
