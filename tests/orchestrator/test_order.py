@@ -20,7 +20,7 @@ from orchestrator.config import RunConfig, load
 from orchestrator.errors import DatasetError
 from orchestrator.file.check import check
 from orchestrator.home import Home, RunFolder
-from orchestrator.hub import HubBase, HubFile
+from orchestrator.hub import Hub, HubBase, HubFile
 from orchestrator.machines.recovery import SAVE_PAUSE_S, checkpoint_every_s
 from orchestrator.order import (
     CheckedJob,
@@ -35,7 +35,7 @@ from orchestrator.order import (
     write_order,
 )
 from orchestrator.plan import Load, disk_gib, step_seconds
-from orchestrator.prepare import prepare
+from orchestrator.prepare import looked_up, prepare, to_be_sent
 from orchestrator.pricing.families import COSTS
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools
@@ -396,3 +396,19 @@ def test_a_base_of_the_hub_is_named_by_its_commit_and_the_hashes_of_its_weights(
     assert read_order(desk.folder) == order
     assert not order.is_offline
     assert order.model_copy(update={"hub": (base.model_copy(update={"needs_token": True}),)}).is_offline
+
+
+def test_what_would_be_sent_is_told_by_count_and_size_before_anything_is_rented(desk: Desk):
+    files = {file for job in desk.jobs for file in job.files}
+    assert len(files) == 8
+    size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+    assert to_be_sent(desk.jobs) == f"what is sent of yours: 8 files, {size}, and base; pictures without place, time and camera"
+    kept = [replace(desk.jobs[0], config=desk.jobs[0].config.model_copy(update={"keep_metadata": True})), desk.jobs[1]]
+    assert to_be_sent(kept).endswith("with place, time and camera for lisa")
+
+
+def test_a_hub_that_does_not_answer_is_said_and_the_jobs_stay_as_they_are(tmp_path: Path):
+    desk, view = Desk(tmp_path, "someone/model"), SilentView()
+    tools = Tools(clock=FakeClock(), view=view, interrupts=Interrupts(), provider=lambda _: FakeCloud(FakeClock()))  # type: ignore[arg-type, return-value]
+    assert looked_up(desk.jobs, Hub("http://127.0.0.1:9"), tools) == ((), desk.jobs)
+    assert "the machine fetches the base by itself" in view.said[0]
