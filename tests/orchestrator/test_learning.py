@@ -191,7 +191,7 @@ def step(job: str, at_s: float, number: int) -> Step:
 @given(times=st.lists(st.floats(0, 1e12), max_size=20))
 def test_a_machine_that_lies_about_time_fills_no_more_than_the_session(times: list[float]):
     took = seconds_by_phase([step("a", at, number) for number, at in enumerate(times)], 100.0)
-    assert sum(took.values()) <= 100.0
+    assert sum(took.values()) <= 100.0 + 1e-6
     assert all(seconds >= 0 for seconds in took.values())
 
 
