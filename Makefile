@@ -15,7 +15,7 @@ PYTHON = $(VENV)/bin/python
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test check docs estimates crash simulate fuzz bench setup
+.PHONY: demo test check docs estimates crash simulate fuzz bench gpu setup
 .DEFAULT_GOAL = check
 
 setup:
@@ -38,7 +38,7 @@ docs: setup
 	$(PYTHON) docs/generate.py
 
 crash: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "crash or slow" tests/e2e tests/trainer
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "crash or slow" tests/e2e tests/trainer tests/gpu
 
 SEEDS ?= 2000000
 FIRST ?= 0
@@ -56,3 +56,6 @@ estimates: setup
 
 bench: setup
 	$(PYTHON) -m pytest -q -m bench tests/bench
+
+gpu: setup
+	$(PYTHON) -m tests.gpu

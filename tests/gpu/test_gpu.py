@@ -33,7 +33,8 @@ def test_what_a_caption_is_fits_the_real_size(family: str, monkeypatch: pytest.M
         assert bench.model.predict(noisy, torch.ones(2, device=nowhere), condition).shape == noisy.shape
 
 
-@pytest.mark.parametrize("family", ["sd15"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd15", "flux"])
 def test_the_script_works_where_there_is_no_gpu(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain, recorded, in fewer bits, out of the way: all of them agree, and each is a line of JSON."""
     assert main(["--tiny", "--device", "cpu", "--family", family, "--steps", "1"]) == 0
