@@ -309,8 +309,9 @@ def test_jobs_of_all_kinds_train_side_by_side_as_they_do_alone(world: Path, spec
         settle(world, tmp_path / name)
         results = run_jobs(specs, Place(tmp_path / name, lambda _: None, device=CPU), together=together)
         assert [result.state for result in results] == ["done"] * len(specs), [result.message for result in results]
-        found[name] = [load_file(result.adapter) for result in results if result.adapter]
-    for joint, alone in zip(found["joint"], found["alone"], strict=True):
+        found[name] = {result.name: load_file(result.adapter) for result in results if result.adapter}
+    for job, joint in found["joint"].items():
+        alone = found["alone"][job]
         assert joint.keys() == alone.keys()
         for key, value in joint.items():
             torch.testing.assert_close(value, alone[key], rtol=1e-2, atol=1e-3)
