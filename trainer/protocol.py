@@ -488,7 +488,7 @@ class Session(Message):
     version: Literal[1] = 1
     run: str = Field(pattern=NAME_PATTERN)
     jobs: tuple[str, ...] = Field(min_length=1)
-    """Names of the jobs in order; each one's spec is `jobs/<name>/job.json`. The client may write more at its end while the session runs."""
+    """Names of the jobs in order; each one's spec is `jobs/<name>/job.json`. The client may write more at its end while it runs."""
     lifetime_s: float = Field(gt=0)
     """Seconds after the supervisor's first start at which training stops with a checkpoint. Relative,
     because the clocks of two machines need not agree."""
