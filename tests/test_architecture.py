@@ -32,6 +32,7 @@ TORCH_FREE = (
     "trainer.dataset",
     "trainer.items",
     "trainer.notes",
+    "trainer.optimizer_names",
     "trainer.opening",
     "trainer.sidecars",
     "trainer.captions",
