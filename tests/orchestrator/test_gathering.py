@@ -75,7 +75,7 @@ def test_a_run_that_a_cap_ended_teaches_its_pace_but_not_its_whole(story: Story)
     story.live(reason="deadline")
     (found,) = story.records()
     assert "steps" in found.took
-    assert not {WHOLE, BILL, "samples"} & found.took.keys()
+    assert not {WHOLE, BILL, "saves"} & found.took.keys()
 
 
 def test_a_machine_that_an_older_lorry_rented_was_not_predicted_and_teaches_nothing(story: Story):
