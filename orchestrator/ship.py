@@ -210,7 +210,7 @@ def _local_rsync() -> str | None:
     program = shutil.which("rsync")
     if program is None or shutil.which("ssh") is None:
         return None
-    words = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+    words = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=20, env=_environment()).stdout
     version = re.search(r"version (\d+)\.(\d+)", words)
     return program if version and (int(version[1]), int(version[2])) >= (3, 1) and "openrsync" not in words else None
 
