@@ -146,12 +146,16 @@ def _picture(model: Hollow, way: str, side: int) -> Numbers:
     return seen(meter.reading)
 
 
+def _say(words: str) -> None:
+    sys.stderr.write(f"{words}\n")
+
+
 def main(folder: Path, names: Sequence[str]) -> None:
     """Write a file for each."""
     warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
     for name in names or VARIANTS:
         with hollow():
-            made = described(name, lambda words: print(words, file=sys.stderr, flush=True))
+            made = described(name, _say)
         (folder / f"{name}.json").write_text(laid_out({"torch": torch.__version__.partition("+")[0], **made}))
 
 
