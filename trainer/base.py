@@ -40,6 +40,7 @@ _FOLDERS = {
 }  # fmt: skip
 """What a whole folder of a family holds."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
     """A base model and what is known of it."""
