@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.plan import GIB, Load, Work, step_seconds, vram_bytes
 from orchestrator.pricing.families import COSTS, cost_of
+from orchestrator.pricing.traced import traced
 from trainer.protocol import FAMILIES
 
 WORK = Work(
@@ -40,7 +41,12 @@ def test_what_is_asked_for_costs():
 
 
 @pytest.mark.parametrize("family", COSTS)
-def test_the_denoiser_in_bf16_is_among_the_weights(family):
-    assert cost_of(family).weights_gib > cost_of(family).denoiser_bytes / GIB
+def test_a_familys_sizes_are_those_that_were_traced(family):
+    """One table counts bytes, the other weights: they must mean the same model."""
+    assert cost_of(family).denoiser_bytes == pytest.approx(2 * traced(family).denoiser, rel=0.01)
+    assert cost_of(family).adapter_params_per_rank == traced(family).adapter["kohya"]
     assert cost_of(family).hub_bytes > cost_of(family).denoiser_bytes
-    assert cost_of("unknown") is COSTS["sdxl"] or cost_of("unknown").tflop_per_sample >= COSTS["sdxl"].tflop_per_sample
+
+
+def test_a_family_that_is_not_known_is_as_large_as_the_largest():
+    assert cost_of("unknown") is COSTS["flux"]
