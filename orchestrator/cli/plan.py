@@ -64,7 +64,7 @@ def plan(
     if json:
         console.json_document(plan_document(ranked))
     else:
-        show_plan(ranked, data=True, full=True)
+        show_plan(ranked, data=True, full=True, max_hours=ready.config.budget.max_hours)
     for bad in tools.memory.of(ranked.avoided, tools.clock.now()):
         console.talk(console.plain(bad.words))
 

@@ -180,7 +180,7 @@ def _confirm(ready: Ready, tools: Tools, *, yes: bool, json: bool) -> None:
     from orchestrator.report.plan import show_plan
 
     if not json:
-        show_plan(ready.plan, data=False)
+        show_plan(ready.plan, data=False, max_hours=ready.config.budget.max_hours)
     account = account_of(tools.provider(ready.plan.best.offer.provider))
     for words in worst_case(ready.plan.best, ready.plan.disk_gib, ready.cap_usd, account):
         tools.view.say(words)

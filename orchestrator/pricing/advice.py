@@ -33,6 +33,10 @@ class Advice:
     """Whether the card then has room for the queue."""
 
 
+AS_WRITTEN = {f"the base in {kind}": f'base_precision = "{kind}"' for kind in ("fp8", "int8", "nf4")}
+"""What a change is called -> what is written into the file."""
+
+
 def advised(load: Load, offer: Offer) -> list[Advice]:
     """What helps most with memory first; of what saves the same the quicker."""
     card = replace(gpu(offer.gpu_name), vram_gib=offer.vram_gib)
@@ -42,7 +46,7 @@ def advised(load: Load, offer: Offer) -> list[Advice]:
     by_words: dict[str, dict[int, Change]] = {}
     for place, shape in enumerate(shapes):
         for one in changes(shape, card):
-            by_words.setdefault(one.words, {})[place] = one
+            by_words.setdefault(AS_WRITTEN.get(one.words, one.words), {})[place] = one
     found = []
     for words, changed in by_words.items():
         then = _peak(load, [changed[n].memory.total if n in changed else used.total for n, (used, _) in enumerate(now)], now[0][0].context)

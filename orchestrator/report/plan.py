@@ -27,11 +27,11 @@ MEMORY_WORDS = {
 }  # fmt: skip
 
 
-def show_plan(ranked: Plan, *, data: bool, full: bool = False) -> None:
+def show_plan(ranked: Plan, *, data: bool, full: bool = False, max_hours: float | None = None) -> None:
     """The ranked offers, the phases of the best, and what was left out. `full`: also what else could be done."""
     say = console.out if data else console.talk
     console.show(_table(ranked), data=data)
-    for line in [*_best(ranked), *(_else(ranked) if full else [])]:
+    for line in [*_best(ranked), *too_slow(ranked, max_hours), *(_else(ranked) if full else [])]:
         say(console.plain(line))
     if ranked.left_out:
         say("left out: " + ", ".join(f"{count} {reason}" for reason, count in ranked.left_out.items()))
@@ -57,6 +57,16 @@ def _best(ranked: Plan) -> list[str]:
     lines += _larger(ranked)
     lines.append(f"{ranked.disk_gib} GiB of disk, {size(ranked.load.upload_bytes)} to upload")
     return lines
+
+
+def too_slow(ranked: Plan, max_hours: float | None) -> list[str]:
+    """How likely the run's own time limit is to last, where that is in doubt, and who would be quicker."""
+    if max_hours is None or ranked.best.estimate.seconds.p90 <= max_hours * 3600:
+        return []
+    chance = ranked.best.estimate.seconds.share_below(max_hours * 3600)
+    quickest = min(ranked.candidates, key=lambda one: one.rank_by_time)
+    other = "" if quickest is ranked.best else f"; {quickest.offer.gpu_name} takes {duration(quickest.estimate.seconds.p50)}: --prefer fast"
+    return [f"max_hours = {max_hours:g} ends it early: {chance:.0%} of such runs are done by then{other}"]
 
 
 def _larger(ranked: Plan) -> list[str]:

@@ -19,6 +19,7 @@ from orchestrator.pricing.needs import GIB, memory
 from orchestrator.pricing.reasons import why_first
 from orchestrator.pricing.settings import FREEDOMS, KEYS, freedoms, keys_of
 from orchestrator.pricing.work import shape_of
+from orchestrator.report.plan import too_slow
 from orchestrator.whatif import changes_of
 from providers.base import Offer, Prices, Requirements
 from trainer.protocol import FAMILIES, TrainingOptions
@@ -160,6 +161,15 @@ def test_each_change_is_told_with_what_it_does_to_memory_time_and_money():
     words = in_words(checkpointed)
     for part in ("GiB less", "minutes more", "$"):
         assert part in words
+
+
+def test_a_time_limit_that_may_not_last_is_told_with_how_likely_it_is_and_who_is_quicker():
+    plan = plan_of(CHEAP, FAST)
+    hours = plan.best.estimate.seconds.p50 / 3600
+    (line,) = too_slow(plan, hours)
+    assert "50% of such runs" in line
+    assert "H100 SXM takes" in line
+    assert too_slow(plan, None) == too_slow(plan, 3 * hours) == []
 
 
 # --- what if --------------------------------------------------------------------------------------------
