@@ -309,7 +309,7 @@ def test_the_last_picture_is_drawn_through_the_saved_file(world: Path, spec: Any
     settle(world, tmp_path / "two")
     drawn: list[Adapter] = []
     draw = Model.draw
-    monkeypatch.setattr(Model, "draw", lambda *told: drawn.append(told[-1]) or draw(*told))
+    monkeypatch.setattr(Model, "draw", lambda *told: drawn.append(told[4]) or draw(*told))
     keys = {"steps": 2, "save_every_steps": 1, "sample_every_steps": 1, "sample_prompts": ["a dog --w 64 --h 64 --s 1"]}
     job = JobSpec.model_validate(spec(**keys, dora=True, save_precision="bf16"))
     done = run_job(job, Place(tmp_path / "one", lambda _: None, device=CPU))
