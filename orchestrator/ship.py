@@ -240,7 +240,7 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
 
 def _environment() -> dict[str, str]:
     """All that rsync and its ssh need of ours: keys and tokens stand there too, and are none of their business."""
-    needed = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+    needed = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
     return {name: os.environ[name] for name in needed if name in os.environ}
 
 
