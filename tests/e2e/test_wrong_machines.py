@@ -6,8 +6,8 @@ The best offer's machine has another card, or a line that creeps; the cloud's ow
 from __future__ import annotations
 
 import json
-import re
 import random
+import re
 from pathlib import Path
 from typing import Any
 
