@@ -141,7 +141,9 @@ def test_at_real_size_the_layers_are_kohyas_192_and_72() -> None:
 
 
 def test_layer_names_are_kohyas_with_every_transformers() -> None:
-    assert sd15.FAMILY.key_of("text_encoder", "encoder.layers.0.mlp.fc1") == sd15.FAMILY.key_of("text_encoder", "text_model.encoder.layers.0.mlp.fc1")
+    assert sd15.FAMILY.key_of("text_encoder", "encoder.layers.0.mlp.fc1") == sd15.FAMILY.key_of(
+        "text_encoder", "text_model.encoder.layers.0.mlp.fc1"
+    )
 
 
 def kohya_names_of_sd15() -> set[str]:
