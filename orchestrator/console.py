@@ -11,7 +11,8 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from .border.words import harmless, one_line
@@ -20,6 +21,10 @@ from .setup.redaction import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+
+ALIKE = 3
+"""Warnings of one kind that are told in full."""
 
 
 def plain(text: str, *, most: int = 2000) -> str:
@@ -61,9 +66,8 @@ def json_line(event: dict[str, Any]) -> None:
 
 def error(err: Exception) -> None:
     """An error as a person reads it: what, where, what to do next."""
-    findings: tuple[Finding, ...] = err.findings if isinstance(err, WithFindings) else ()
-    for finding in findings:
-        _finding(finding)
+    if isinstance(err, WithFindings):
+        findings(err.findings)
     talk(f"error: {plain(str(err))}")
     hint = getattr(err, "hint", "")
     if hint:
@@ -75,10 +79,17 @@ def warn(text: str) -> None:
     talk(f"warning: {plain(text)}")
 
 
-def findings(found: tuple[Finding, ...]) -> None:
-    """Every finding of a check, errors and warnings."""
+def findings(found: Sequence[Finding]) -> None:
+    """Findings of a check: every error; of many warnings of one kind the first few, and how many more there are."""
+    alike: Counter[str] = Counter()
     for finding in found:
-        _finding(finding)
+        alike[finding.code] += finding.severity == "warning"
+        if finding.severity != "warning" or alike[finding.code] <= ALIKE:
+            _finding(finding)
+    for code, number in alike.items():
+        if number > ALIKE:
+            talk(f"warning: {number - ALIKE} more of the kind [{code}]")
+            talk("    hint: lorry check --json names every one")
 
 
 def _finding(finding: Finding) -> None:

@@ -58,7 +58,7 @@ def phases(load: Load, offer: Offer, steps: Sequence[StepTime], drawing: Sequenc
         "steps": _side_by_side([_of(one, work.steps) for one, work in zip(steps, load.jobs, strict=True)]),
         "samples": _side_by_side([_samples(one, work) for one, work in zip(drawing, load.jobs, strict=True)]),
         "saves": certain(sum(work.saves for work in load.jobs) * 1.0).spread(0.5, 3),
-        "pull": certain(load.download_bytes / min(up, HOME_DOWN_MBIT_S * 1e6 / 8) + 5).spread(0.5, 3),
+        "pull": _pull(load, min(up, HOME_DOWN_MBIT_S * 1e6 / 8), sum(s.p50 * w.steps for s, w in zip(steps, load.jobs, strict=True))),
         "destroy": Range(5, 15, 60),
     }
 
@@ -72,6 +72,13 @@ def _boot(offer: Offer, down: float) -> Range:
         return Range(2, 5, 20)
     pull = IMAGE_BYTES / (down * LINE_SHARE)
     return Range(35, 50 + 0.7 * pull, 150 + 3 * pull)
+
+
+def _pull(load: Load, line: float, training_s: float) -> Range:
+    """What is still to come when the last step is done: files come home while training goes on, those of each job's end after it."""
+    whole_s = load.download_bytes / line
+    last_s = whole_s * len(load.jobs) / max(sum(work.saves for work in load.jobs), len(load.jobs))
+    return certain(max(last_s, whole_s - training_s) + 5).spread(0.5, 3)
 
 
 def _of(step: StepTime, count: int) -> Range:

@@ -20,7 +20,8 @@ from orchestrator import cli
 from orchestrator.cli import COMMANDS, HELP_GROUPS, main, topics
 from orchestrator.cli.group import command
 from orchestrator.config import load
-from orchestrator.errors import EXIT_CODES, MayStillBill
+from orchestrator.console import findings
+from orchestrator.errors import EXIT_CODES, Finding, MayStillBill
 from providers.errors import AuthError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -200,6 +201,17 @@ def test_check_prints_findings_as_json(home, capsys):
     pictures(home / "lisa")
     assert main(["check", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_of_many_warnings_of_one_kind_a_few_are_told_and_every_error_is(capsys):
+    many = [Finding(code="LRY-A", message=f"warned {n}", severity="warning") for n in range(9)]
+    errors = [Finding(code="LRY-A", message=f"wrong {n}") for n in range(9)]
+    findings([*many, *errors, Finding(code="LRY-B", message="alone", severity="warning")])
+    said = capsys.readouterr().err
+    assert [f"warned {n} " in said for n in range(9)] == [True] * 3 + [False] * 6
+    assert all(f"wrong {n} " in said for n in range(9))
+    assert "alone" in said
+    assert "warning: 6 more of the kind [LRY-A]\n    hint: lorry check --json names every one\n" in said
 
 
 def test_check_without_a_config_says_how_to_get_one(capsys):
