@@ -173,4 +173,6 @@ def laid_out(made: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
+        sys.exit(str(__doc__))
     main(Path(sys.argv[1]), sys.argv[2:])
