@@ -38,7 +38,7 @@ docs: setup
 	$(PYTHON) docs/generate.py
 
 crash: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "crash or slow" tests/e2e tests/trainer tests/gpu
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n 3 --dist loadgroup -m "crash or slow" tests
 
 SEEDS ?= 2000000
 FIRST ?= 0

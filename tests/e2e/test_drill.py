@@ -86,6 +86,7 @@ def test_a_cap_that_is_too_small_rents_nothing(lorry: Lorry) -> None:
     assert len(lorry.cloud.machines()) == before
 
 
+@pytest.mark.slow
 def test_a_drill_that_is_killed_is_found_and_its_machine_ended(lorry: Lorry) -> None:
     """Its book is that of any run: ps lists it, down ends it."""
     running = lorry.start("doctor", "--drill", "sandbox", "-y", LORRY_KEEPER="off")
@@ -103,6 +104,7 @@ def test_a_drill_that_is_killed_is_found_and_its_machine_ended(lorry: Lorry) -> 
     check_gone(lorry, run)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_machine_at_once(lorry: Lorry) -> None:
     running = lorry.start("doctor", "--drill", "sandbox", "-y")
     poll(lambda: lorry.runs and "inspected" in lorry.kinds(lorry.run), what="a machine that is what it should be")

@@ -198,6 +198,7 @@ def test_a_client_that_slept_goes_on_as_if_nothing_had_happened(lorry: Lorry, lo
     check_as_undisturbed(lorry, lorry.run, undisturbed)
 
 
+@pytest.mark.slow
 @needs_island
 def test_a_line_that_breaks_and_comes_back_costs_nothing(lorry: Lorry, long: Path, undisturbed, short_path: Path):
     """Cut in the middle of training, mended after some steps: one machine, the same adapter."""
@@ -215,6 +216,7 @@ def test_a_line_that_breaks_and_comes_back_costs_nothing(lorry: Lorry, long: Pat
     assert adapters(lorry, lorry.run) == undisturbed("long")["adapters"]
 
 
+@pytest.mark.slow
 @needs_time
 @pytest.mark.parametrize("shift_s", [YEAR_S, pytest.param(3600, marks=pytest.mark.slow)])
 def test_a_run_is_taken_up_on_a_computer_whose_uptime_tells_another_story(shift_s: int, lorry: Lorry, long: Path, undisturbed):
@@ -230,6 +232,7 @@ def test_a_run_is_taken_up_on_a_computer_whose_uptime_tells_another_story(shift_
     check_as_undisturbed(lorry, run, undisturbed)
 
 
+@pytest.mark.slow
 @needs_time
 def test_a_machine_that_was_suspended_beyond_its_time_ends_when_it_wakes(lorry: Lorry, long: Path):
     """Its guard counts the time since boot, asleep or not: a day later by that clock it ends the machine without anybody's word."""

@@ -61,6 +61,7 @@ def check_looks(lorry: Lorry, run: str) -> None:
     assert "another lorry drives" in pulled.err + lorry("pull", run).err
 
 
+@pytest.mark.slow
 def test_an_onlooker_takes_over_when_the_driver_dies(lorry: Lorry, long: Path, undisturbed):
     driver = lorry.start("run", str(long), "-y")
     with lorry.standing(2) as run:
@@ -73,6 +74,7 @@ def test_an_onlooker_takes_over_when_the_driver_dies(lorry: Lorry, long: Path, u
     check_as_undisturbed(lorry, run, undisturbed)
 
 
+@pytest.mark.slow
 def test_pull_fetches_when_nobody_drives_and_leaves_the_machine_to_its_work(lorry: Lorry, long: Path, undisturbed):
     driver = lorry.start("run", str(long), "-y")
     with lorry.standing(4) as run:  # after the checkpoint of step 3
@@ -102,6 +104,7 @@ def test_a_killed_supervisor_is_started_again_and_goes_on(lorry: Lorry, long: Pa
     check_as_undisturbed(lorry, run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_twice_at_one_place_fails_its_job_with_its_likely_cause_and_resume_goes_on(lorry: Lorry, long: Path, undisturbed):
     """A worker that is killed is most often one that took too much memory: it gets another start, and not one for ever."""
     driver = lorry.start("run", str(long), "-y", "--json")
@@ -172,6 +175,7 @@ def test_down_destroys_at_once(driver: str, lorry: Lorry, long: Path):
     assert lorry("reap", "--provider", "sandbox", "--json").code == 0
 
 
+@pytest.mark.slow
 def test_a_detached_run_goes_on_without_its_terminal(lorry: Lorry, quick: Path, undisturbed):
     begun = lorry("run", str(quick), "-y", "--detach", "--json")
     assert begun.code == 0, begun.err

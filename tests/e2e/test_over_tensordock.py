@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from .world import Lorry, adapters, check_gone, check_results, config
 
 
+@pytest.mark.slow
 def test_a_run_over_tensordock_ends_with_its_adapter_at_home(lorry: Lorry, base: Path, drawn: Path) -> None:
     told = json.loads((lorry.cloud.folder / "sandbox.json").read_text())
     env = {"LORRY_TENSORDOCK_URL": told["tensordock_url"], "TENSORDOCK_API_KEY": told["tensordock_api_key"]}

@@ -27,7 +27,8 @@ def test_the_first_that_is_ready_does_the_job_and_the_other_is_given_back_before
     assert kinds.index("gone") < kinds.index("shipped"), "nothing is sent while two are paid"
 
 
-@pytest.mark.parametrize("then", ["attach", pytest.param("down", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["attach", "down"])
 def test_a_client_killed_with_two_machines_leaves_none_behind_its_next_command(lorry: Lorry, twice: Path, undisturbed, then: str):
     killed = lorry("run", str(twice), "-y", "--no-keeper", LORRY_CRASH_AT="inspected-written")
     assert killed.code == -9, killed.err

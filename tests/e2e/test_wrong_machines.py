@@ -95,6 +95,7 @@ def test_a_machine_with_another_card_gets_no_byte_of_the_dataset_and_the_next_on
     assert best["offer"] not in [candidate["offer"] for candidate in again["candidates"]]
 
 
+@pytest.mark.slow
 def test_a_machine_whose_line_creeps_is_given_back_and_what_was_tried_on_it_is_on_our_meter(lorry: Lorry, quick: Path):
     let_happen(lorry, what="line", scale=6000.0)
     done = lorry("run", str(quick), "-y", "--json")
