@@ -80,7 +80,7 @@ def check_events(stderr: str) -> None:
     assert lines[0]["type"] == "version"
     shown = [line for line in lines if line["type"] == "progress"]
     phases = list(dict.fromkeys(line["phase"] for line in shown))
-    assert phases == ["rent", "boot", "inspection", "upload", "set-up", "training", "pull", "destroy"]
+    assert phases == ["rent", "boot", "proof", "inspection", "upload", "set-up", "training", "pull", "destroy"]
     assert max(job["step"] for line in shown for job in line["jobs"]) == 4
 
 
