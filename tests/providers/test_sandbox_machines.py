@@ -104,7 +104,15 @@ def test_a_login_has_the_machines_environment_and_nothing_of_its_owners(rented: 
     """bash reads ~/.bashrc of the real user when sshd starts it; what that exports stays outside."""
     said = rented.run(rented.launch(env={"MINE": "1"}), "env -0").split("\0")
     names = {entry.partition("=")[0] for entry in said if entry}
-    ours = {"SANDBOX_INSTANCE_ID", "SANDBOX_INSTANCE_KEY", "SANDBOX_URL", "LORRY_SANDBOX_MACHINE", "LORRY_PRACTICE_GPU", "MINE"}
+    ours = {
+        "SANDBOX_INSTANCE_ID",
+        "SANDBOX_INSTANCE_KEY",
+        "SANDBOX_URL",
+        "LORRY_SANDBOX_MACHINE",
+        "LORRY_PRACTICE_GPU",
+        "SSH_HOST_KEYS",
+        "MINE",
+    }
     ours |= {"TERM", "SSH_CONNECTION", "SSH_CLIENT"}
     assert ours <= names <= ours | {"HOME", "USER", "LOGNAME", "TMPDIR", "PATH", "LANG", "SHELL", "PWD", "SHLVL", "_", "OLDPWD"}
 
