@@ -30,6 +30,7 @@ def bare(tmp_path: Path) -> Iterator[Cloud]:
     cloud.stop()
 
 
+@pytest.mark.slow
 def test_a_machine_without_rsync_gets_everything_over_sftp(bare: Cloud, tmp_path: Path, base: Path, drawn: Path, undisturbed):
     assert shutil.which("rsync"), "this computer has it, so it is the machine's lack that counts"
     folder = tmp_path / "client"

@@ -82,6 +82,7 @@ def life_s(lorry: Lorry, run: str) -> float:
 # --- who is lost ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stranger_with_the_key_ends_what_client_and_guard_have_left(lorry: Lorry, long: Path, tmp_path: Path):
     """Both killed, the work frozen: from another computer, knowing no run, `reap` finds the machine by its label."""
     driver = lorry.start("run", str(long), "-y", "--no-keeper")
@@ -185,6 +186,7 @@ LOSSES: dict[str, Callable[[Lorry, world.Running, Island], object]] = {
 # --- sleep, lines and clocks ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_slept_goes_on_as_if_nothing_had_happened(lorry: Lorry, long: Path, undisturbed):
     """The lid is closed for a moment; the machine trains on."""
     driver = lorry.start("run", str(long), "-y", "--json")

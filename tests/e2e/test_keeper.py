@@ -74,6 +74,7 @@ def test_a_machine_is_looked_after_before_anybody_notices_that_its_lorry_has_die
     until_closed(lorry, run)
 
 
+@pytest.mark.slow
 def test_when_the_keeper_is_killed_too_the_next_command_finds_and_finishes_the_run(lorry: Lorry, quick: Path, undisturbed):
     driver = lorry.start("run", str(quick), "-y", **KEEPER)
     poll(lambda: lorry.runs and "launched" in lorry.kinds(lorry.run), what="a machine")

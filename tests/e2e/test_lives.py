@@ -24,6 +24,7 @@ def check_as_undisturbed(lorry: Lorry, run: str, undisturbed) -> None:
     assert adapters(lorry, run) == undisturbed("long")["adapters"]
 
 
+@pytest.mark.slow
 def test_others_look_on_while_one_drives(lorry: Lorry, long: Path, undisturbed):
     """ps, logs, pull, cost and a second attach, all beside the lorry that drives; both ends tell the same."""
     driver = lorry.start("run", str(long), "-y", "--json")
@@ -158,6 +159,7 @@ def test_stop_brings_a_checkpoint_home_and_resume_goes_on_from_it(driver: str, l
     assert lorry("resume", run).code == 2, "there is nothing left to do"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["alive", pytest.param("dead", marks=pytest.mark.slow)])
 def test_down_destroys_at_once(driver: str, lorry: Lorry, long: Path):
     driving = lorry.start("run", str(long), "-y", "--json")

@@ -89,6 +89,7 @@ def check_one_at_a_time(lorry: Lorry, run: str) -> None:
             alive.discard(event["machine"])
 
 
+@pytest.mark.slow
 def test_a_run_outbid_three_times_ends_with_the_same_adapter(
     lorry: Lorry, base: Path, drawn: Path, vast: dict[str, str], undisturbed: Any
 ) -> None:

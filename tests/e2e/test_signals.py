@@ -147,6 +147,7 @@ def test_a_closed_terminal_ends_nothing(terminal: Terminal, lorry: Lorry, undist
     assert list((lorry.home / "errors").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_sigterm_is_an_orderly_stop_and_json_stays_json(lorry: Lorry, long: Path):
     import json
 

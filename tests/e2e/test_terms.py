@@ -25,6 +25,7 @@ def queue(lorry: Lorry, base: Path, drawn: Path, steps: dict[str, int], *, max_u
     return path
 
 
+@pytest.mark.slow
 def test_the_end_of_a_queue_that_does_not_fit_is_left_out_the_others_finish_and_resume_trains_it(lorry: Lorry, base: Path, drawn: Path):
     """Both would end half done. One is finished; two ends with a checkpoint at home, is called cut, and goes on from there."""
     file = queue(lorry, base, drawn, {"one": 300, "two": DAYS}, max_usd=20.0, minutes=12.0)

@@ -63,9 +63,6 @@ RULES: dict[str, Rule] = {
             ),
         ),
     ),
-    "label-in-listing": Rule(
-        "gone means that no listed machine has the label", LEASE, (("i.id in ids or is_ours(i.label, label)", "i.id in ids"),)
-    ),
     "cut-labels": Rule(
         "a label cut by its cloud is still ours", LEASE, (("    return found == label or (", "    return found == label or (0 and "),)
     ),
@@ -118,7 +115,7 @@ RULES: dict[str, Rule] = {
     "young-machines": Rule(
         "the absence of a machine never seen may be its youth",
         LEASE,
-        (("clean >= CLEAN_LOOKS and (not unseen or looked >= GRACE_S)", "clean >= CLEAN_LOOKS"),),
+        (("clean >= CLEAN_LOOKS and ((whole and not unseen) or looked >= GRACE_S)", "clean >= CLEAN_LOOKS"),),
     ),
     "working-key": Rule(
         "gone is believed only with a key that works",

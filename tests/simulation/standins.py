@@ -131,6 +131,7 @@ def install() -> None:
     for module in (run, outside):
         module.read_order = _read_order
     run.plan_document = lambda _: {}
+    rent.said_of = lambda _: SimpleNamespace(model_dump=lambda **_: {})  # what is learnt from runs decides nothing in one
     rent.inspected = _inspected
     onward.market = _market
     trip.Trip.snapshot = lambda _: None  # drawn by nobody here

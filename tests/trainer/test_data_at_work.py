@@ -177,9 +177,9 @@ def test_every_regularisation_picture_is_trained_on_and_none_is_measured_by(
     used: Counter[int] = Counter()
     plain, measured = loop.Lane._draw, loop.evaluate
 
-    def draw(self: loop.Lane, model: Any, group: Any, *rest: Any) -> loop.Batch:
-        used.update(group)
-        return plain(self, model, group, *rest)
+    def draw(self: loop.Lane, model: Any, piece: loop.Piece) -> loop.Batch:
+        used.update(piece.indices)
+        return plain(self, model, piece)
 
     def evaluate(model: Any, adapter: Any, held: loop.Data) -> list[float]:
         assert len(held.captions) == 1

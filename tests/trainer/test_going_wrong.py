@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,15 @@ def test_a_course_comes_back_from_a_header_as_it_was(one: Course) -> None:
 
 
 def test_the_ladder_is_climbed_down_cheapest_first() -> None:
-    """A batch of 5 with AdamW: checkpointing, parts of 3, 2 and 1, states in 8 bits, and then no more."""
+    """A batch of 5 with AdamW: checkpointing, parts of 3, 2 and 1, states in 8 bits; then what a job alone on its base may change of it."""
     rungs, footing = [], Footing()
     while rung := course.next_rung(footing, 5, "AdamW"):
         footing, _ = rung
-        rungs.append((footing.checkpointing, footing.micro, footing.in_8_bits))
-    assert rungs == [(True, None, False), (True, 3, False), (True, 2, False), (True, 1, False), (True, 1, True)]
-    assert course.next_rung(Footing(checkpointing=True), 1, "Prodigy") is None
+        rungs.append((footing.checkpointing, footing.micro, footing.in_8_bits, footing.base, footing.offloaded))
+    own = [(True, None, False), (True, 3, False), (True, 2, False), (True, 1, False), (True, 1, True)]
+    assert rungs[:5] == [(*rung, "full", False) for rung in own]
+    assert rungs[5:] == [(True, 1, True, "int8", False), (True, 1, True, "nf4", False), (True, 1, True, "nf4", True)]
+    assert course.next_rung(replace(footing, in_8_bits=False), 1, "Prodigy") is None
 
 
 @given(st.integers(1, 64), st.sampled_from(["AdamW", "AdamW8bit", "Prodigy", "Lion"]), st.booleans())

@@ -189,10 +189,10 @@ def test_pictures_held_out_are_said_measured_and_never_trained_on(root: Path, sp
     used: set[int] = set()
     plain = loop.Lane._draw
 
-    def draw(self: loop.Lane, model: Any, group: Any, *rest: Any) -> loop.Batch:
-        used.update(group)
+    def draw(self: loop.Lane, model: Any, piece: loop.Piece) -> loop.Batch:
+        used.update(piece.indices)
         assert len(self.data.captions) == 19
-        return plain(self, model, group, *rest)
+        return plain(self, model, piece)
 
     monkeypatch.setattr(loop.Lane, "_draw", draw)
     events = run(root, spec(dataset="many", epochs=1, steps=None, save_every_steps=8))

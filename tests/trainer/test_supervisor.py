@@ -373,6 +373,7 @@ def worker_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
+@pytest.mark.slow
 def test_killed_supervisor_and_worker_change_nothing_about_the_result(real: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two jobs together, started twice, hung up on, kill -9 of worker and supervisor: to the bit what the two give undisturbed."""
     undisturbed = tmp_path_factory.mktemp("undisturbed")

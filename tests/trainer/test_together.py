@@ -156,7 +156,7 @@ def some_jobs(dice: random.Random, *, short: bool) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 40))])
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 40))])
 def test_any_set_of_jobs_gets_together_what_each_gets_alone(
     seed: int, train: Callable[..., list[AnyEvent]], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,10 +290,10 @@ PAIR: list[dict[str, Any]] = [{"name": "good", "seed": 1, "steps": 7}, {"name": 
 def spoil_data(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = loop.Lane._draw
 
-    def draw(self: loop.Lane, *args: Any) -> loop.Batch:
-        if self.options.seed == 2 and self.step == 3:
+    def draw(self: loop.Lane, model: Any, piece: loop.Piece) -> loop.Batch:
+        if self.options.seed == 2 and piece.step == 3:
             raise ValueError("a picture that nobody can read")
-        return plain(self, *args)
+        return plain(self, model, piece)
 
     monkeypatch.setattr(loop.Lane, "_draw", draw)
 
