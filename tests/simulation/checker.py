@@ -140,7 +140,8 @@ def _left_behind(story: Story, at_home: dict[str, bytes]) -> list[str]:
 
 def _could_come(story: Story, machine: Machine, at: float) -> bool:
     """What was made then: a lorry stood by long enough, with an open line, and not only when the cap was reached."""
-    until = at if machine.until_s is None else machine.until_s
+    ends = [moment for moment in (machine.until_s, machine.given_back_s) if moment is not None]
+    until = min(ends, default=at)  # what is made while its end is asked for in vain, nobody waits for
     at_the_cap = any(told.message.startswith("the cap of") for told in story.told)
     if at_the_cap and story.clock_was_set:  # a clock set on by a year has used up any cap
         return False

@@ -129,8 +129,10 @@ class Cloud:
 
     def terminate(self, instance_id: str) -> None:
         world, now = self.world, self.world.time_s
-        self._call("terminate")
         found = self._by_id(instance_id)
+        if found is not None and found.given_back_s is None:
+            found.given_back_s = now
+        self._call("terminate")
         is_ours = found is not None and found.account == self.key_of
         if is_ours and max(found.from_s, found.shows_after_s) <= now < world.weather.session_ends_s:
             if found.deaf > 0:

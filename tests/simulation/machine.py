@@ -41,6 +41,8 @@ class Machine:
         self.from_s = from_s
         """When it came, or will come, into being."""
         self.until_s: float | None = None
+        self.given_back_s: float | None = None
+        """When its end was asked for first, heard or not."""
         """When it ceased to be, and to cost."""
         self.ended_by = ""
         self.prices = RATE
