@@ -20,6 +20,7 @@ from orchestrator.config import CODES
 from orchestrator.errors import EXIT_CODES, LorryError
 from orchestrator.file.keys import ProviderName
 from providers.errors import ProviderError
+from tests.sources import parsed
 from trainer import errors as trainer_errors
 from trainer.protocol import FAMILIES
 
@@ -128,7 +129,7 @@ def named(file: Path) -> str:
 
 
 def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+    return parsed(file)
 
 
 def module_of(file: Path) -> str:

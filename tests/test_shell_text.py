@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import commands
+from tests.sources import parsed
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(file for package in ("orchestrator", "providers", "trainer") for file in (ROOT / package).rglob("*.py"))
@@ -37,7 +38,7 @@ def named(file: Path) -> str:
 
 @cache
 def nodes(file: Path) -> list[ast.AST]:
-    return [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    return [*ast.walk(parsed(file))]
 
 
 def test_words_are_quoted_for_a_shell_in_these_places_only():

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import parsed
+
 TESTS = Path(__file__).parents[1]
 RENTING = "faults/test_renting.py"
 LEASE, RENT, SHELL = "orchestrator/test_lease.py", "orchestrator/test_rent.py", "orchestrator/test_shell.py"
@@ -178,7 +180,7 @@ FAULTS: dict[str, tuple[tuple[str, str], ...]] = {
 @cache
 def names_in(file: str) -> frozenset[str]:
     """Every function of a test file that is a test."""
-    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    tree = parsed(TESTS / file)
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"))
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator import console
+from tests.sources import parsed
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(file for package in ("orchestrator", "providers", "trainer", "templates") for file in (ROOT / package).rglob("*.py"))
@@ -41,7 +42,7 @@ def test_the_scan_finds_the_code():
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for file in FILES:
-        yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
+        yield file.relative_to(ROOT).as_posix(), parsed(file)
 
 
 def opens_code(tree: ast.Module) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 
 import providers
 from providers.base import Provider
+from tests.sources import parsed
 
 FOLDER = Path(providers.__file__).parent
 VERBS = {name for name in vars(Provider) if not name.startswith("_")} - {"name", "console_url", "self_destroy"}
@@ -22,7 +23,7 @@ def classes_with_the_verbs() -> set[str]:
     found = set()
     for path in FOLDER.rglob("*.py"):
         module = ".".join(("providers", *path.relative_to(FOLDER).with_suffix("").parts))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef) and {f.name for f in node.body if isinstance(f, ast.FunctionDef)} >= VERBS:
                 found.add(f"{module}:{node.name}")
     return found - {"providers.base:Provider", "providers.wrappers:_Wrapper"}
