@@ -3,7 +3,8 @@
 
 rsync hears a stranger's machine while it sends, and older ones could be talked into reading other files of this computer. Under Linux's
 Landlock the kernel refuses: nothing else is readable, and nothing at all can be written, by rsync and the ssh that it starts. Where there
-is no Landlock (other systems, kernels before 5.13) the program runs as it is, and `lorry doctor` says so.
+is no Landlock (other systems, kernels before 5.13) the program runs as it is, and `lorry doctor` says so. What it says goes into a file of
+ours; a machine that has it talk without end ends it at a limit, everywhere but on Windows.
 
 A program of its own: what is confined stays so, and the work between a fork and an exec is not for a process with threads. stdin is a file
 of names, each ended by a zero byte, and is left at its beginning for PROGRAM.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 import sys
 
@@ -25,6 +27,7 @@ BITS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15}
 """How many kinds of access to files each version knows; from 5 on there are 16."""
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/nix/store")
 NO_FILE_RIGHTS = READ_DIR
+MOST_WORDS_BYTES = 1024**2
 
 
 def abi() -> int:
@@ -64,6 +67,15 @@ def _allow(ruleset: int, path: str, access: int) -> None:
     os.close(place)
 
 
+def talk_little() -> None:
+    """From now on this process and its children write no file longer than the limit: the one that tries is ended."""
+    if sys.platform != "win32":
+        import resource
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and so would what it becomes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WORDS_BYTES, MOST_WORDS_BYTES))
+
+
 def _syscall(*arguments: object) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     return int(libc.syscall(*[ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]))
@@ -76,6 +88,7 @@ def main(words: list[str]) -> None:
     listed = os.read(0, os.fstat(0).st_size).split(b"\0")
     os.lseek(0, 0, os.SEEK_SET)
     named = [os.fsdecode(os.path.join(os.fsencode(root), name)) for name in listed if name]
+    talk_little()
     confine([*files, *named], [os.path.dirname(os.path.realpath(command[0]))])
     os.execv(command[0], command)
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from . import commands, confine
+from .border.words import one_line
 from .errors import DatasetError, Finding, MachineFailed, UsageError
 from .shell import CommandFailed, LocalTrouble, Shell
 
@@ -38,8 +39,14 @@ STALL_S = 60.0
 TRIES = 5
 RSYNC_TRIES = 20
 """In a row, none of which got a byte on. Before each one the machine has let us in again, so the line is not simply down."""
+RSYNC_STARTS = 500
+"""In all for one folder: a machine that takes some and dies, over and over, seems to get on each time."""
 NO_USE = frozenset({1, 2, 3, 4, 6, 11, 13, 14, 21, 22, 23})
 """Exits of rsync that another try does not mend: usage, files, disk. The others are the line's."""
+PROGRESS = re.compile(rb"\s*(\d[\d,]{0,23})\s+\d+%")
+MOST_WORDS = 500
+LONGEST_LINE_BYTES = 4096
+"""The machine can have its own words printed among rsync's: no line of progress is so long."""
 CONFINE = Path(confine.__file__)
 """Started as a program of its own before rsync, which reads what is sent and nothing else where the kernel sees to that."""
 
@@ -170,7 +177,8 @@ def send(shell: Shell, base: str, shipment: Shipment, moved: Moved, *, check: Ca
         wrong = _refuted(done.stdout, shipment)
         if not wrong:
             words = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            raise MachineFailed(f"the machine could not verify what it got: {words[-1] if words else f'exit {done.returncode}'}")
+            told = one_line(words[-1], most=MOST_WORDS) if words else f"exit {done.returncode}"
+            raise MachineFailed(f"the machine could not verify what it got: {told}")
         _changed_here(wrong)
         if attempt < TRIES:
             shell.check(commands.remove(base), stdin=b"".join(w.remote.encode() + b"\0" for w in wrong))
@@ -222,20 +230,20 @@ def _send_by_rsync(shell: Shell, base: str, shipment: Shipment, moved: Moved, ch
     for (root, folder), group in groupby(sorted(shipment.items, key=place), key=place):
         items = list(group)
         target = f"{shell.endpoint.user}@{shell.endpoint.host}:{base}/{folder}/".replace("//", "/")
-        failures = 0
-        while failures < RSYNC_TRIES:
+        failures = starts = 0
+        while failures < RSYNC_TRIES and starts < RSYNC_STARTS:
             shell.connect()  # pins the host key before rsync says a word
             links = "--copy-links" if folder.startswith(f"{BASES}/") else "--no-links"
-            sent, code, words = _rsync(shell, Path(root), target, [i.name for i in items], links, moved, check)
+            sent, code, words = _rsync(shell, Path(root), target, items, links, moved, check)
             if code == 0:
                 break
             _changed_here(items, closely=False)
             if code in NO_USE:
                 raise MachineFailed(f"rsync could not write on the machine: {words}")
-            failures = 0 if sent else failures + 1
+            failures, starts = 0 if sent else failures + 1, starts + 1
             shell.close()  # a new login sees whether it is the same machine
         else:
-            raise MachineFailed(f"rsync failed {failures} times, last with: {words}", hint="the line to this machine is bad")
+            raise MachineFailed(f"rsync failed {starts} times, last with: {words}", hint="the line to this machine is bad")
 
 
 def _environment() -> dict[str, str]:
@@ -245,7 +253,7 @@ def _environment() -> dict[str, str]:
 
 
 def _rsync(
-    shell: Shell, root: Path, target: str, names: Sequence[str], links: str, moved: Moved, check: Callable[[], None]
+    shell: Shell, root: Path, target: str, items: Sequence[Item], links: str, moved: Moved, check: Callable[[], None]
 ) -> tuple[int, int, str]:
     """One run of rsync: the bytes that it moved, its exit code, and its words when it failed."""
     argv = [
@@ -257,13 +265,13 @@ def _rsync(
         *("--", f"{root}/", target),
     ]
     with tempfile.TemporaryFile() as listing, tempfile.TemporaryFile() as talk:
-        listing.write(b"".join(b"./" + os.fsencode(name) + b"\0" for name in names))  # bare, "#x" and ";x" would be comments
+        listing.write(b"".join(b"./" + os.fsencode(i.name) + b"\0" for i in items))  # bare, "#x" and ";x" would be comments
         listing.seek(0)
         # A session of its own: Ctrl-C in the terminal is ours to act on, not rsync's.
         process = subprocess.Popen(argv, stdin=listing, stdout=subprocess.PIPE, stderr=talk, start_new_session=True, env=_environment())
         assert process.stdout is not None
         try:
-            sent = _follow(process, process.stdout, moved, check)
+            sent = _follow(process, process.stdout, sum(i.size for i in items), moved, check)
         finally:
             _end(process)
             process.stdout.close()
@@ -271,7 +279,7 @@ def _rsync(
         talk.seek(0)
         words = talk.read(4000).decode(errors="replace").strip().splitlines()
     told = [line for line in words if line.startswith("rsync: ")] or words[-1:] or [f"exit {process.returncode}"]
-    return sent, process.returncode, told[0]
+    return sent, process.returncode, one_line(told[0], most=MOST_WORDS) or f"exit {process.returncode}"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -282,8 +290,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _follow(process: subprocess.Popen[bytes], stdout: IO[bytes], moved: Moved, check: Callable[[], None]) -> int:
-    """Read rsync's progress until it ends; end it when nothing moves. Returns the bytes that it moved."""
+def _follow(process: subprocess.Popen[bytes], stdout: IO[bytes], most: int, moved: Moved, check: Callable[[], None]) -> int:
+    """Read rsync's progress until it ends; end it when nothing moves. Returns the bytes that it moved, never more than `most`."""
     sent, pending, last_move = 0, b"", time.monotonic()
     os.set_blocking(stdout.fileno(), False)
     with selectors.DefaultSelector() as selector:
@@ -296,9 +304,10 @@ def _follow(process: subprocess.Popen[bytes], stdout: IO[bytes], moved: Moved, c
                     break
                 pending += chunk or b""
                 *lines, pending = re.split(rb"[\r\n]", pending)
+                pending = pending[-LONGEST_LINE_BYTES:]
                 for line in lines:
-                    total = re.match(rb"\s*([\d,]+)\s+\d+%", line)
-                    now_sent = int(total[1].replace(b",", b"")) if total else sent
+                    total = PROGRESS.match(line)
+                    now_sent = min(most, int(total[1].replace(b",", b""))) if total else sent
                     if now_sent > sent:
                         moved(now_sent - sent)
                         sent, last_move = now_sent, time.monotonic()
