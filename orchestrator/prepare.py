@@ -113,17 +113,8 @@ def asked(
     return _saving_often(ready, tools) if wanted.interruptible and not all(job.saves for job in jobs) else ready
 
 
-def prepare(
-    files: Sequence[Path] | None,
-    tools: Tools,
-    *,
-    providers: Sequence[str] | None,
-    budget: str | None,
-    unguarded: bool = False,
-    prefer: str | None = None,
-) -> Ready:
-    """Everything up to the question whether to rent; what the plan sets for the card of the first offer is written into the jobs."""
-    ready = asked(files, tools, providers=providers, budget=budget, unguarded=unguarded, prefer=prefer)
+def prepare(ready: Asked, tools: Tools) -> Ready:
+    """Up to the question whether to rent; what the plan sets for the card of the first offer is written into the jobs."""
     jobs, work, plan = ready.jobs, ready.load, ready.planned(ready.load)
     if any(one.may for one in work.jobs):
         jobs = settled(jobs, plan.best.estimate.shapes)

@@ -48,13 +48,13 @@ def run(  # noqa: PLR0917  options, each with its name
     from orchestrator import run as program
     from orchestrator.home import Home
     from orchestrator.order import make_order
-    from orchestrator.prepare import prepare
+    from orchestrator.prepare import asked, prepare
     from orchestrator.safety.keeper import kept
     from orchestrator.tools import make_tools
 
     tools, home = make_tools(as_json=json), Home.from_env()
     home.make()
-    ready = prepare(file, tools, providers=provider, budget=budget, unguarded=unguarded, prefer=prefer)
+    ready = prepare(asked(file, tools, providers=provider, budget=budget, unguarded=unguarded, prefer=prefer), tools)
     _confirm(ready, tools, yes=yes, json=json)
     folder = home.new_run(ready.config.name)
     order = make_order(

@@ -35,7 +35,7 @@ from orchestrator.order import (
     write_order,
 )
 from orchestrator.plan import Load, disk_gib, step_seconds
-from orchestrator.prepare import looked_up, prepare, to_be_sent
+from orchestrator.prepare import asked, looked_up, prepare, to_be_sent
 from orchestrator.pricing.families import COSTS
 from orchestrator.safety.interrupts import Interrupts
 from orchestrator.trip import Tools
@@ -332,7 +332,7 @@ def test_a_plan_with_interruptible_machines_counts_the_saves_that_it_adds_and_sa
     file.write_text(file.read_text().replace("[machine]", "[machine]\ninterruptible = true").replace("epochs = 3", "epochs = 30000"))
     cloud = FakeCloud(FakeClock(), offers=[offer(interruptible=True)])
     tools = Tools(clock=cloud.clock, view=view, interrupts=Interrupts(), provider=lambda _: cloud)  # type: ignore[arg-type, return-value]
-    ready = prepare([file], tools, providers=None, budget="50", unguarded=True)
+    ready = prepare(asked([file], tools, providers=None, budget="50", unguarded=True), tools)
     lisa, forest = ready.jobs
     assert lisa.config.save_every_steps == desk.jobs[0].config.save_every_steps, "the file's own interval stands"
     every = forest.config.save_every_steps

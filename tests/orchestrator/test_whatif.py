@@ -56,7 +56,7 @@ SMALL = offer("small", gpu_name="RTX 3060", vram_gib=sum(memory(replace(SHAPE, c
 
 def test_what_the_plan_sets_for_the_first_card_is_what_is_ordered_and_it_is_said(file: Path):
     tools = tools_for(SMALL)
-    ready = prepare([file], tools, providers=None, budget=None, unguarded=True)
+    ready = prepare(asked([file], tools, providers=None, budget=None, unguarded=True), tools)
     (job,) = ready.jobs
     assert job.config.gradient_checkpointing
     assert ready.load == load_of(ready.jobs)
@@ -69,7 +69,7 @@ def test_what_the_plan_sets_for_the_first_card_is_what_is_ordered_and_it_is_said
 def test_a_key_of_the_file_stands_and_what_then_does_not_fit_is_refused_with_the_way_out(file: Path, key: str):
     file.write_text(FILE + key + "\noffload = 0.0\n")
     with pytest.raises(NoOffer) as caught:
-        prepare([file], tools_for(SMALL), providers=None, budget=None, unguarded=True)
+        prepare(asked([file], tools_for(SMALL), providers=None, budget=None, unguarded=True), tools_for(SMALL))
     assert "GiB less" in caught.value.hint
 
 
