@@ -398,6 +398,7 @@ def _work(job: CheckedJob) -> Work:
         ema=options.ema_decay is not None,
         base_precision=options.base_precision,
         offload=options.offload,
+        recorded=options.speed != "eager" and not (options.dropout or options.rank_dropout or options.module_dropout),
         buckets=tuple(Bucket(width=width, height=height, count=count) for (width, height), count in job.check.buckets.items()),
         may=_may(job),
     )

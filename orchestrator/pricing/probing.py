@@ -1,6 +1,6 @@
 """From what a probe has measured on a rented machine to what its steps will take there. PURE.
 
-`templates/probe.py` measures for a quarter of a minute before the dataset goes up. What it tells is a stranger's word: it is read
+`templates/probe.py` measures for a quarter of a minute. No run asks for it yet. What it tells is a stranger's word: it is read
 strictly, and however fast a machine says that it is, a prediction moves by no more than `MOST`.
 """
 

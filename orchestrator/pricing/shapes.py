@@ -58,8 +58,6 @@ class JobShape:
     """Whether passes are recorded and replayed, which spares the host the launching."""
     samples: bool = False
     """Whether pictures are drawn meanwhile."""
-    text_tokens: int | None = None
-    """Tokens that are told to the model; None is the family's usual."""
     scale: float = 1.0
     """Size of the base over its family's real one: less than 1 for a toy."""
 

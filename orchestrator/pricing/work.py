@@ -37,6 +37,8 @@ class Work:
     base_precision: str = "full"
     offload: float = 0.0
     """Share of the base that waits in main memory."""
+    recorded: bool = True
+    """Whether its passes can be recorded and replayed on a card."""
     buckets: tuple[Bucket, ...] = ()
     """Sizes of pictures and how many there are of each; none are known: all are squares of `resolution`."""
     may: tuple[Freedom, ...] = ()
@@ -82,6 +84,7 @@ def shape_of(work: Work, scale: float) -> JobShape:
         checkpointing=work.gradient_checkpointing,
         base=work.base_precision,  # type: ignore[arg-type]
         offload=work.offload,
+        recorded=work.recorded,
         samples=work.samples > 0,
         scale=max(scale, SMALLEST_SCALE),
     )
