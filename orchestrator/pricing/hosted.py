@@ -20,7 +20,7 @@ class Hosted:
     usd_per_step: Decimal = Decimal(0)
     what: str
     dated: str
-    """When it was asked or written, as well as it is known."""
+    """When its source was read, or the month that the source itself says."""
     source: str
 
 
@@ -30,7 +30,7 @@ HOSTED: tuple[Hosted, ...] = (
         families=("sdxl",),
         usd_per_step=Decimal("0.00016179"),
         what="lowest of a benchmark on interruptible consumer cards",
-        dated="2024",
+        dated="2026-11",
         source="blog.salad.com/cost-effective-stable-diffusion-fine-tuning-on-salad",
     ),
     Hosted(
@@ -38,7 +38,7 @@ HOSTED: tuple[Hosted, ...] = (
         families=("sd15", "sdxl"),
         usd=(Decimal("0.50"), Decimal("0.50")),
         what="500 Buzz, reported and not confirmed",
-        dated="2025",
+        dated="2026-11",
         source="civitai.com",
     ),
     Hosted(
@@ -46,7 +46,7 @@ HOSTED: tuple[Hosted, ...] = (
         families=("flux",),
         usd=(Decimal("2.00"), Decimal("2.00")),
         what="2000 Buzz for its default of 2000 steps",
-        dated="2026",
+        dated="2026-11",
         source="developer.civitai.com, training-flux1",
     ),
     Hosted(
@@ -62,15 +62,15 @@ HOSTED: tuple[Hosted, ...] = (
         families=("sdxl",),
         usd=(Decimal("3.00"), Decimal("6.00")),
         what="2000 steps, by its trainer's own page",
-        dated="2026",
+        dated="2026-11",
         source="SimpleTuner, REPLICATE.md",
     ),
     Hosted(
         service="fal",
         families=("flux",),
         usd=(Decimal("2.00"), Decimal("2.00")),
-        what="a fast training, reported",
-        dated="2025",
+        what="a fast training, reported and not confirmed",
+        dated="2026-11",
         source="fal.ai, flux-lora-fast-training",
     ),
 )
