@@ -26,11 +26,10 @@ from attacks import ATTACKS, Attack
 from stranger import JOB, RUN, Stranger
 from victim import OWN
 
+BY_NAME = {one.name: one for one in ATTACKS}
 NASTIEST = [
-    one
-    for one in ATTACKS
-    if one.name
-    in {
+    BY_NAME[name]
+    for name in (
         "a path up the tree",
         "an absolute path",
         "a path that begins well and climbs",
@@ -38,7 +37,7 @@ NASTIEST = [
         "the ledger's name",
         "a pickle that runs a command",
         "a file that changes while it is read",
-    }
+    )
 ]
 HOME = "computer/home/lorry"
 SHARED = {"settled.json", "machines.json", ".machines.json.lock", "runs", f"runs/{RUN}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.sd15(root / "base")
     tiny.pictures(root / "data", count=5, sizes=((64, 64), (64, 96)))
     return root
+
+
+@pytest.fixture
+def root(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A session folder of its own; every step is said."""
+    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
+    (tmp_path / "base").symlink_to(world / "base")
+    shutil.copytree(world / "data", tmp_path / "data")
+    return tmp_path
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +23,6 @@ from trainer.protocol import AnyEvent, Committed, Evaluated, JobSpec, Started, S
 from trainer.together import run_jobs
 
 Spec = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def root(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A session folder of its own; every step is said."""
-    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
-    (tmp_path / "base").symlink_to(world / "base")
-    shutil.copytree(world / "data", tmp_path / "data")
-    return tmp_path
 
 
 def run(root: Path, job: dict[str, Any], stop_after: int | None = None) -> list[AnyEvent]:

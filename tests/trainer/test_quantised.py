@@ -127,14 +127,6 @@ def test_small_layers_stay_whole_and_stored_ones_can_be_stored_smaller() -> None
 # --- a training ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def root(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
-    (tmp_path / "base").symlink_to(world / "base")
-    shutil.copytree(world / "data", tmp_path / "data")
-    return tmp_path
-
-
 def run(root: Path, job: dict[str, Any], stop_after: int | None = None) -> list[AnyEvent]:
     events: list[AnyEvent] = []
     train(

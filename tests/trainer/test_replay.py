@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,14 +147,6 @@ def test_a_pass_that_is_wrong_by_itself_says_so() -> None:
 
 
 # --- in a training ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def root(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("trainer.saying.STEP_EVENT_EVERY_S", 0.0)
-    (tmp_path / "base").symlink_to(world / "base")
-    shutil.copytree(world / "data", tmp_path / "data")
-    return tmp_path
 
 
 def trained(root: Path, specs: list[dict[str, Any]], capture: replay.Capture | None, monkeypatch: pytest.MonkeyPatch) -> list[AnyEvent]:
