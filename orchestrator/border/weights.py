@@ -58,19 +58,20 @@ def _pieces(file: IO[bytes], begin: int, entry: Entry) -> Iterator[bytes]:
 def _finite(data: bytes, dtype: str) -> bool:
     """By bytes, not number by number: one pass over the highest bytes, a second only where one of them could be of no number."""
     count, (first, *rest) = _LOOKS[dtype]
-    marks = _marked(data[first[0] :: count], first[1])
-    if not marks:
+    found = _marked(data[first[0] :: count], first[1])
+    if 1 not in found:
         return True
+    marks = int.from_bytes(found, "little")
     for place, values in rest:
-        marks &= _marked(data[place::count], values, signed=False)
+        marks &= int.from_bytes(_marked(data[place::count], values, signed=False), "little")
     return not marks
 
 
-def _marked(column: bytes, values: range, *, signed: bool = True) -> int:
-    """A number with a set bit for each byte of the column that is one of the values; `signed`: whatever its highest bit."""
+def _marked(column: bytes, values: range, *, signed: bool = True) -> bytes:
+    """A 1 for each byte of the column that is one of the values; `signed`: whatever its highest bit."""
     hits = bytearray(256)
     for value in values:
         hits[value] = 1
         if signed:
             hits[value | 0x80] = 1
-    return int.from_bytes(column.translate(bytes(hits)), "little")
+    return column.translate(hits)
